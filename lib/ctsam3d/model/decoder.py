@@ -1,0 +1,125 @@
+"""The mask decoder of S: five stages that double the resolution, each modulated by the prompts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from ctsam3d.model.layers import ChannelLayerNorm, resize
+from ctsam3d.model.prompts import MAX_CLICKS
+
+PROMPTS = 3  # P, N, Y
+
+
+class PsapLayer(nn.Module):
+    """Instance norm whose scale and shift are computed from the prompt maps, voxel by voxel (PSAP).
+
+    The paper's equation has the scale alone; the published network has both, and so has this one.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(channels)
+        self.shared = nn.Conv3d(PROMPTS, hidden, 3, padding=1)
+        self.gamma = nn.Conv3d(hidden, channels, 3, padding=1)
+        self.beta = nn.Conv3d(hidden, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """x (B, C, D, H, W), prompts (B, 3, D, H, W) of the same size."""
+        hidden = F.relu(self.shared(prompts))  # (B, hidden, D, H, W)
+        return self.norm(x) * (1 + self.gamma(hidden)) + self.beta(hidden)
+
+
+class RffLayer(nn.Module):
+    """The paper's ablation of PSAP: clicks as tokens of random Fourier features that every voxel attends to.
+
+    The clicks are read off the maps, whose value is 1 at a click and nowhere else.
+    """
+
+    def __init__(self, channels: int, hidden: int):
+        super().__init__()
+        self.norm = nn.InstanceNorm3d(channels)
+        self.register_buffer("frequencies", torch.randn(3, hidden // 2))
+        self.sign = nn.Embedding(2, hidden)
+        self.no_click = nn.Parameter(torch.zeros(hidden))
+        self.query = nn.Conv3d(channels, hidden, 1)
+        self.value = nn.Linear(hidden, channels)
+        self.mask = nn.Conv3d(1, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """x (B, C, D, H, W), prompts (B, 3, D', H', W') at the patch's full size."""
+        normed, size = self.norm(x), x.shape[2:]
+        axes = [(torch.arange(n, device=x.device) + 0.5) / n for n in size]
+        places = self._encode(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))  # (D, H, W, hidden)
+        query = (self.query(normed).permute(0, 2, 3, 4, 1) + places).flatten(1, 3)  # (B, N, hidden)
+        out = torch.stack([self._attend(q, p) for q, p in zip(query, prompts)])  # (B, N, C)
+        return normed + out.transpose(1, 2).unflatten(2, size) + self.mask(resize(prompts[:, 2:], size))
+
+    def _attend(self, query: Tensor, prompts: Tensor) -> Tensor:
+        """query (N, hidden) over the clicks of one patch's prompts (3, D, H, W); returns (N, C)."""
+        sign, *index = torch.nonzero(prompts[:2] == 1, as_tuple=True)
+        if len(sign) == 0:
+            tokens = self.no_click[None]
+        else:
+            scale = torch.tensor(prompts.shape[1:], device=query.device)
+            tokens = self._encode((torch.stack(index, dim=-1) + 0.5) / scale) + self.sign(sign)  # (clicks, hidden)
+            tokens = tokens[-2 * MAX_CLICKS :]
+        weight = torch.softmax(query @ tokens.T / math.sqrt(tokens.shape[1]), dim=1)  # (N, clicks)
+        return self.value(weight @ tokens)
+
+    def _encode(self, place: Tensor) -> Tensor:
+        """place (..., 3) in [0, 1] to (..., hidden)."""
+        angle = 2 * math.pi * (2 * place - 1) @ self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], dim=-1)
+
+
+class PromptedBlock(nn.Module):
+    """A residual block of two prompted norms, each followed by leaky ReLU and a convolution."""
+
+    def __init__(self, channels: int, modulation: Callable[[int], nn.Module]):
+        super().__init__()
+        self.modulate_1, self.modulate_2 = modulation(channels), modulation(channels)
+        self.conv_1 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv_2 = nn.Conv3d(channels, channels, 3, padding=1)
+
+    def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
+        hidden = self.conv_1(F.leaky_relu(self.modulate_1(x, prompts), 0.2))
+        return x + self.conv_2(F.leaky_relu(self.modulate_2(hidden, prompts), 0.2))
+
+
+def upscale(in_channels: int, channels: int) -> nn.Sequential:
+    """(B, C, D, H, W) to (B, C', 2D, 2H, 2W)."""
+    return nn.Sequential(
+        nn.ConvTranspose3d(in_channels, channels, 2, stride=2), ChannelLayerNorm(channels), nn.GELU()
+    )
+
+
+class Decoder(nn.Module):
+    """Features and prompts to the logits of the mask.
+
+    Args:
+        width: channels into the first four stages; half of it into the fifth, a quarter into the head.
+        modulation: makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
+        resize_prompts: whether prompts are brought to each stage's size before its block sees them.
+    """
+
+    def __init__(self, width: int, modulation: Callable[[int], nn.Module], resize_prompts: bool = True):
+        super().__init__()
+        self.resize_prompts = resize_prompts
+        ins, outs = [width] * 4 + [width // 2], [width // 2] * 4 + [width // 4]
+        self.blocks = nn.ModuleList(PromptedBlock(channels, modulation) for channels in ins)
+        self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(ins, outs))
+        self.head = nn.Conv3d(outs[-1], 1, 3, padding=1)
+
+    def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
+        """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
+        *skips, x = features
+        for block, up in zip(self.blocks, self.upscales):
+            x = up(block(x, resize(prompts, x.shape[2:]) if self.resize_prompts else prompts))
+            if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
+                x = torch.cat([x, skips.pop()], dim=1)
+        return self.head(x)

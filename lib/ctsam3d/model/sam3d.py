@@ -1,0 +1,43 @@
+"""CT-SAM3D: S segments a patch from clicks, P carries the clicks to the patches beside it.
+
+An image is encoded once; every click then costs one `decode`. All volumes are (B, C, D, H, W) with D, H, W = z, y, x on
+the model grid, intensities scaled to [0, 1].
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+
+class SAM3D(nn.Module):
+    """The whole network, composed of parts that `build.py` makes.
+
+    Args:
+        encoder: image (B, 1, D, H, W) to four skip features.
+        decoder: those features and prompt maps to mask logits.
+        cross_patch: P, from (image, mask, neighbour) to the neighbour's heatmap.
+        config: what the parts were built from; it travels with the weights.
+    """
+
+    def __init__(self, encoder: nn.Module, decoder: nn.Module, cross_patch: nn.Module, config):
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.cross_patch = cross_patch
+        self.config = config
+
+    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image (B, 1, D, H, W) to four features at 1/4, 1/8, 1/16 and 1/32 of its size."""
+        return self.encoder(image)
+
+    def decode(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
+        """features of `encode`, prompts (B, 3, D, H, W) = [P, N, Y] (see `prompts.py`); returns logits (B, 1, D, H, W)."""
+        return self.decoder(features, prompts)
+
+    def propose(self, image: Tensor, mask: Tensor, neighbour: Tensor) -> Tensor:
+        """A patch, its binary mask and a neighbour, each (B, 1, D, H, W); returns the neighbour's raw heatmap."""
+        return self.cross_patch(image, mask, neighbour)
+
+    def forward(self, image: Tensor, prompts: Tensor) -> Tensor:
+        """S in one go: image (B, 1, D, H, W) and prompts (B, 3, D, H, W) to logits (B, 1, D, H, W)."""
+        return self.decode(self.encode(image), prompts)
