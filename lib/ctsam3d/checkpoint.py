@@ -103,7 +103,7 @@ def load(path: str | os.PathLike) -> Checkpoint:
     try:
         with safe_open(path, framework="pt") as handle:
             metadata = handle.metadata() or {}
-            tensors = {name: handle.get_tensor(name) for name in handle.keys()}  # noqa: SIM118 - not a dict
+            tensors = {name: handle.get_tensor(name) for name in handle.keys()}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"weights {path} cannot be read as safetensors: {error}") from error
     if metadata.get("format") != FORMAT:
@@ -198,7 +198,9 @@ _RENAMES = [  # (pattern of the published name, ours); \1 - 1 where a number fol
 ]
 
 
-def import_published(path: str | os.PathLike, hu_window=None, config_path: str | os.PathLike | None = None) -> Checkpoint:
+def import_published(
+    path: str | os.PathLike, hu_window=None, config_path: str | os.PathLike | None = None
+) -> Checkpoint:
     """The network of the paper's authors, from their ``params.pth``.
 
     Args:
@@ -259,7 +261,9 @@ def _published_window(path: Path, hu_window, config_path) -> tuple[tuple[float, 
         return check_hu_window(hu_window), "given by the caller"
     beside = path.with_name("config.py")
     if config_path is None and not beside.is_file():
-        warnings.warn(f"no hu_window given and no config.py beside {path}: taking {PUBLISHED_HU_WINDOW} HU", stacklevel=3)
+        warnings.warn(
+            f"no hu_window given and no config.py beside {path}: taking {PUBLISHED_HU_WINDOW} HU", stacklevel=3
+        )
         return PUBLISHED_HU_WINDOW, "assumed"
     config = Path(config_path) if config_path is not None else beside
     return read_config_window(config), f"read from {config.name}"

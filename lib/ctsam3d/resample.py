@@ -18,21 +18,20 @@ def crop_hu(volume: Volume, grid: ModelGrid, box_zyx: Box) -> np.ndarray:
     Only the voxels of the scan under the box are read.
 
     Returns:
-        float32 (Z, Y, X) in HU, `OUTSIDE_HU` more than half a scan voxel beyond the scan.
+        float32 (Z, Y, X) in HU. The edge value holds to half a voxel, of the scan or of the model, beyond the outermost
+        centres, so that the model voxel of a click shows what was clicked; `OUTSIDE_HU` farther out.
     """
     array = volume.array_ijk
     return _sample(array, Box((0, 0, 0), array.shape), grid.ijk_from_zyx, box_zyx, outside=OUTSIDE_HU)
 
 
 def crop_labels(labels_ijk: np.ndarray, grid: ModelGrid, box_zyx: Box) -> np.ndarray:
-    """Nearest-neighbour labels on a box of the model grid, 0 beyond the scan; same dtype, (Z, Y, X)."""
+    """Nearest-neighbour labels on a box of the model grid, 0 where `crop_hu` is outside; same dtype, (Z, Y, X)."""
     index = _indices(grid.ijk_from_zyx, box_zyx)
     rounded = [np.floor(axis + 0.5).astype(np.int64) for axis in index]
-    inside = True
-    for axis, extent in zip(rounded, labels_ijk.shape):
-        inside = inside & (axis >= 0) & (axis < extent)
     clipped = [np.clip(axis, 0, extent - 1) for axis, extent in zip(rounded, labels_ijk.shape)]
-    return np.where(inside, labels_ijk[tuple(clipped)], 0).astype(labels_ijk.dtype)
+    beyond = _beyond(index, labels_ijk.shape, grid.ijk_from_zyx)
+    return np.where(beyond, 0, labels_ijk[tuple(clipped)]).astype(labels_ijk.dtype)
 
 
 def probability_on_scan(probability_zyx: np.ndarray, box_zyx: Box, grid: ModelGrid, box_ijk: Box) -> np.ndarray:
@@ -64,10 +63,12 @@ def _indices(matrix: np.ndarray, box: Box) -> list[np.ndarray]:
 
 
 def _sample(array: np.ndarray, array_box: Box, matrix: np.ndarray, box: Box, outside: float | None) -> np.ndarray:
-    """`array`, which spans `array_box`, at ``matrix @ index`` for each index of `box`; edge values half a voxel out.
+    """`array`, which spans `array_box`, at ``matrix @ index`` for each index of `box`.
 
-    `outside` fills what lies farther out; with None the edge value holds everywhere.
+    `outside` fills what lies `_beyond`; with None the edge value holds everywhere.
     """
+    if box.empty:
+        return np.empty(box.shape, np.float32)
     index = [np.asarray(i) - start for i, start in zip(_indices(matrix, box), array_box.start)]
     clipped = [np.clip(i, 0.0, n - 1.0) for i, n in zip(index, array.shape)]
     if one_axis_per_row(matrix):
@@ -79,11 +80,17 @@ def _sample(array: np.ndarray, array_box: Box, matrix: np.ndarray, box: Box, out
         coordinates = np.stack([np.broadcast_to(c - a, box.shape) for c, a in zip(clipped, low)])
         out = ndimage.map_coordinates(part, coordinates, order=1, mode="nearest", prefilter=False)
     if outside is not None:
-        beyond = False
-        for i, extent in zip(index, array.shape):
-            beyond = beyond | (i < -0.5 - 1e-6) | (i > extent - 0.5 + 1e-6)
-        out = np.where(beyond, np.float32(outside), out)
+        out = np.where(_beyond(index, array.shape, matrix), np.float32(outside), out)
     return np.ascontiguousarray(out, dtype=np.float32)
+
+
+def _beyond(index: list[np.ndarray], shape: tuple[int, ...], matrix: np.ndarray) -> np.ndarray:
+    """Where `index` lies more than half a voxel, the source's or the output's, past the outermost centres."""
+    beyond = np.False_
+    for i, extent, row in zip(index, shape, matrix):
+        reach = max(0.5, 0.5 * float(np.abs(row[:3]).sum())) + 1e-6
+        beyond = beyond | (i < -reach) | (i > extent - 1 + reach)
+    return beyond
 
 
 def _separable(array: np.ndarray, index: list[np.ndarray], matrix: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
@@ -102,3 +109,9 @@ def _separable(array: np.ndarray, index: list[np.ndarray], matrix: np.ndarray, s
     # Source axis a follows output axis argmax |row a|: put the axes into the output's order.
     order = [int(np.argmax(np.abs(matrix[:3, column]))) for column in range(3)]
     return np.broadcast_to(out.transpose(order), shape)
+
+
+def scale_hu(hu: np.ndarray, hu_window: tuple[float, float]) -> np.ndarray:
+    """Intensities as the network sees them: `hu_window` clipped and scaled to [0, 1]; float32."""
+    low, high = hu_window
+    return ((np.clip(hu, low, high) - low) / (high - low)).astype(np.float32)

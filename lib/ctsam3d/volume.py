@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -132,15 +132,15 @@ def check_click_ijk(ijk, shape_ijk: tuple[int, int, int], argument: str = "click
         TypeError: not a sequence of three numbers.
         ValueError: not three, not finite, not whole, or outside the volume.
     """
-    if isinstance(ijk, (str, bytes)) or not isinstance(ijk, (Iterable, np.ndarray)):
+    if isinstance(ijk, (str, bytes)) or not isinstance(ijk, (Sequence, np.ndarray)) or getattr(ijk, "ndim", 1) == 0:
         raise TypeError(f"{argument} must be three voxel indices (i, j, k), got {ijk!r}")
     values = list(ijk)
     if len(values) != 3:
         raise ValueError(f"{argument} must be three voxel indices (i, j, k), got {len(values)}: {values!r}")
     for value in values:
-        if isinstance(value, (bool, np.bool_)) or not isinstance(value, (numbers.Real, np.number)):
+        if isinstance(value, (bool, np.bool_)) or not isinstance(value, numbers.Real):
             raise TypeError(f"{argument} must hold numbers, got {value!r} in {values!r}")
-        if not math.isfinite(value):
+        if not isinstance(value, numbers.Integral) and not math.isfinite(value):  # an int may exceed every float
             raise ValueError(f"{argument} must be finite, got {value!r} in {values!r}")
         if value != int(value):
             raise ValueError(f"{argument} must hold whole voxel indices, got {value!r} in {values!r}")

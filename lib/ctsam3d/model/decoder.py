@@ -93,9 +93,7 @@ class PromptedBlock(nn.Module):
 
 def upscale(in_channels: int, channels: int) -> nn.Sequential:
     """(B, C, D, H, W) to (B, C', 2D, 2H, 2W)."""
-    return nn.Sequential(
-        nn.ConvTranspose3d(in_channels, channels, 2, stride=2), ChannelLayerNorm(channels), nn.GELU()
-    )
+    return nn.Sequential(nn.ConvTranspose3d(in_channels, channels, 2, stride=2), ChannelLayerNorm(channels), nn.GELU())
 
 
 class Decoder(nn.Module):

@@ -31,7 +31,7 @@ class SAM3D(nn.Module):
         return self.encoder(image)
 
     def decode(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
-        """features of `encode`, prompts (B, 3, D, H, W) = [P, N, Y] (see `prompts.py`); returns logits (B, 1, D, H, W)."""
+        """Features of `encode` and prompts (B, 3, D, H, W) = [P, N, Y] (see `prompts.py`) to logits (B, 1, D, H, W)."""
         return self.decoder(features, prompts)
 
     def propose(self, image: Tensor, mask: Tensor, neighbour: Tensor) -> Tensor:

@@ -1,0 +1,42 @@
+"""CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
+
+Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``.
+"""
+
+from monailabel.interfaces.app import MONAILabelApp
+from monailabel.tasks.activelearning.first import First
+from monailabel.tasks.activelearning.random import Random
+
+from ctsam3d.labelapp.conf import read_conf
+from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
+from ctsam3d.labelapp.server import install_routes
+
+
+class CTSAM3DApp(MONAILabelApp):
+    """Click segmentation of CT. Cheap to make: weights load when the server is up, or at the first click."""
+
+    def __init__(self, app_dir, studies, conf):
+        self._settings = read_conf(conf)
+        self._engine = ClickEngine(self._settings.weights, self._settings.device)
+        super().__init__(
+            app_dir=app_dir,
+            studies=studies,
+            conf=conf,
+            name="CT-SAM3D",
+            description="Click on a structure in a CT and get its mask",
+            labels=list(self._settings.labels),
+        )
+        install_routes(self)
+
+    def init_infers(self):
+        return {
+            "ctsam3d": ClickInferTask(self._engine, self._settings.labels, "Clicks on named structures"),
+            "ctsam3d_points": ClickInferTask(self._engine, (), "Positive and negative points on any structure"),
+        }
+
+    def init_strategies(self):
+        return {"random": Random(), "first": First()}
+
+    def on_init_complete(self):
+        super().on_init_complete()
+        self._engine.preload()

@@ -1,0 +1,1 @@
+"""The MONAI Label app: the one place that knows MONAI Label."""

@@ -1,0 +1,60 @@
+"""The app's ``--conf`` settings, checked when the server starts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ctsam3d.data.labels import NAMES
+from ctsam3d.labelapp.requests import check_labels
+
+
+@dataclass(frozen=True)
+class Conf:
+    """Settings of the app.
+
+    Attributes:
+        weights: ``--conf weights PATH``: "default", the packaged ones, or a .safetensors file.
+        device: ``--conf device cpu|cuda``; default: a GPU where PyTorch finds one.
+        labels: ``--conf labels a,b,c``: of the model ``ctsam3d``; default: the 107 of TotalSeg++.
+    """
+
+    weights: str
+    device: str
+    labels: tuple[str, ...]
+
+
+def read_conf(conf: Mapping[str, str] | None) -> Conf:
+    """The checked settings; keys of MONAI Label itself are left alone.
+
+    Raises:
+        FileNotFoundError: no weights there.
+        ValueError: unknown device, labels that are empty, repeated or reserved.
+    """
+    conf = conf or {}
+    labels = check_labels(conf["labels"].split(",")) if "labels" in conf else NAMES
+    return Conf(_weights(conf.get("weights", "default")), _device(conf.get("device", "")), labels)
+
+
+def _weights(weights: str) -> str:
+    if weights != "default" and not Path(weights).is_file():
+        raise FileNotFoundError(f"--conf weights must be 'default' or a .safetensors file, got {weights}")
+    return weights
+
+
+def _device(device: str) -> str:
+    found = "cuda" if torch.cuda.is_available() else "cpu"
+    if not device:
+        return found
+    try:
+        kind = torch.device(device).type
+    except RuntimeError as error:
+        raise ValueError(f"--conf device must be cpu or cuda, got {device!r}") from error
+    if kind not in ("cpu", "cuda"):
+        raise ValueError(f"--conf device must be cpu or cuda, got {device!r}")
+    if kind == "cuda" and found != "cuda":
+        raise ValueError(f"--conf device must be cpu, as PyTorch finds no GPU here, got {device!r}")
+    return device

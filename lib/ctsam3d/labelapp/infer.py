@@ -1,0 +1,235 @@
+"""Clicks in, label map out: the one implementation of `InferTask` behind both models.
+
+`ClickEngine` owns what clicks share: weights, images, sessions, and the lock that lets one click at a time onto the
+network. `ClickInferTask` is a model in MONAI Label's list: a dialect, its labels, and the engine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
+
+from ctsam3d.data.io import read_volume
+from ctsam3d.labelapp.reply import Segment, merge, write_reply
+from ctsam3d.labelapp.requests import EXTENSIONS, ClickRequest, ReplyOptions, RequestError, Structure, parse_request
+from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
+from ctsam3d.session import load
+
+logger = logging.getLogger(__name__)
+
+STAGES = ("crop", "encode", "decode", "write")
+
+
+class Stopwatch:
+    """Seconds per named stage, added up, and the total since it was made."""
+
+    def __init__(self):
+        self._begin = self._last = time.perf_counter()
+        self._seconds: dict[str, float] = {}
+
+    def lap(self, stage: str | None = None) -> None:
+        """Adds the time since the last lap to `stage`, or to none."""
+        now = time.perf_counter()
+        if stage:
+            self.add(stage, now - self._last)
+        self._last = now
+
+    def add(self, stage: str, seconds: float) -> None:
+        self._seconds[stage] = self._seconds.get(stage, 0.0) + seconds
+
+    def latencies(self) -> dict[str, float]:
+        """Seconds per stage and in all, to a tenth of a millisecond."""
+        seconds = {**self._seconds, "total": time.perf_counter() - self._begin}
+        return {stage: round(value, 4) for stage, value in seconds.items()}
+
+
+@contextlib.contextmanager
+def rejected(path: str = "", name: str = "") -> Iterator[None]:
+    """Turns the library's errors about what it was given into a `RequestError`; `path` is shown as image `name`."""
+    try:
+        yield
+    except RequestError:
+        raise
+    except (FileNotFoundError, ValueError, TypeError) as error:
+        text = str(error)
+        if path:
+            text = text.replace(f"path {path}", f"image {name!r}").replace(path, name)
+        raise RequestError(text, status=404 if isinstance(error, FileNotFoundError) else 400) from error
+
+
+class ClickEngine:
+    """Segments clicked structures for many clients at once.
+
+    Args:
+        weights: "default", or the path of a .safetensors file; loaded at the first click, or by `preload`.
+        device: "cpu" or "cuda", as PyTorch names it.
+    """
+
+    def __init__(self, weights: str, device: str):
+        self._weights, self._device = weights, device
+        self._segmenter = None
+        self._loading = threading.Lock()
+        self._network = threading.Lock()  # one click at a time
+        self._images = ImageCache(read_volume)
+        self._sessions = SessionStore()
+        self._folder = tempfile.TemporaryDirectory(prefix="ctsam3d-replies-", ignore_cleanup_errors=True)
+
+    def preload(self) -> None:
+        """Loads the weights in the background, so that the first click does not wait for them."""
+        threading.Thread(target=self._preload, name="ctsam3d-weights", daemon=True).start()
+
+    def _preload(self) -> None:
+        try:
+            logger.info("weights: %s", self.segmenter().info.version)
+        except Exception:
+            logger.exception("weights %s could not be loaded; every click will say so", self._weights)
+
+    def segmenter(self):
+        """The segmenter; loads it when it is not there yet.
+
+        Raises:
+            RequestError: status 503, the weights cannot be loaded.
+        """
+        with self._loading:
+            if self._segmenter is None:
+                try:
+                    self._segmenter = load(self._weights, device=self._device)
+                except (OSError, ValueError, RuntimeError) as error:
+                    raise RequestError(f"weights {self._weights} cannot be loaded: {error}", status=503) from error
+            return self._segmenter
+
+    def image(self, path: str, name: str) -> Image:
+        """The image at `path`, read at most once per content; errors call it `name`.
+
+        Raises:
+            RequestError: 404 where there is nothing, 400 where it is no scan.
+        """
+        with rejected(path, name):
+            return self._images.get(path)
+
+    def segment(self, request: ClickRequest, image: Image, watch: Stopwatch) -> tuple[str | None, dict]:
+        """Runs the new clicks of every structure, merges the masks, and writes the label map.
+
+        Returns:
+            The file, which the caller deletes (None where none was asked for), and the parameters of the reply.
+
+        Raises:
+            RequestError: a click that the session refuses, or weights that cannot be loaded.
+        """
+        segmenter = self.segmenter()
+        keys = [SessionKey(image.content, s.name, request.client, request.expand) for s in request.structures]
+
+        def make() -> HeldSession:
+            return HeldSession(segmenter.session(image.volume, expand=request.expand), image, segmenter.info.version)
+
+        with self._sessions.locked(keys, make) as held:
+            watch.lap("wait")
+            for structure, own in zip(request.structures, held):
+                self._click(own, structure, watch)
+            segments = [_segment(structure, own) for structure, own in zip(request.structures, held)]
+            labels = merge(segments, image.volume.shape_ijk)
+            patches = sum(own.session.patches for own in held)
+        watch.lap("merge")
+        file = self._write(request.reply, labels, image) if request.reply.write_file else None
+        watch.lap("reply")
+        return file, {
+            "label_names": dict(request.label_names),
+            "latencies": watch.latencies(),
+            "version": held[0].version,
+            "patches": patches,
+        }
+
+    def _click(self, own: HeldSession, structure: Structure, watch: Stopwatch) -> None:
+        with self._network:
+            watch.lap("wait")
+            with rejected():
+                own.session.set_clicks(list(structure.positive), list(structure.negative))
+        watch.lap()
+        for stage in STAGES:
+            watch.add(stage, own.session.seconds.get(stage, 0.0))
+
+    def _write(self, options: ReplyOptions, labels: np.ndarray, image: Image) -> str:
+        """Into a folder of the server's own: a client on the same host saves under the same name, but elsewhere."""
+        handle, path = tempfile.mkstemp(dir=self._folder.name, prefix="labels-", suffix=options.extension)
+        os.close(handle)
+        try:
+            write_reply(Path(path), labels, image.volume, options)
+        except BaseException:
+            os.unlink(path)
+            raise
+        return path
+
+
+def _segment(structure: Structure, own: HeldSession) -> Segment:
+    box_ijk = own.session.mask_box_ijk
+    mask = own.session.mask()[box_ijk.slices()] > 0
+    return Segment(structure.value, mask, box_ijk, own.session.probability)
+
+
+class ClickInferTask(InferTask):
+    """A model of the app: clicks on the structures of `labels`, or, without labels, on a structure of any name.
+
+    The type tells the viewers which dialect to speak: "deepedit" with labels, "deepgrow" without.
+    """
+
+    def __init__(self, engine: ClickEngine, labels: Sequence[str], description: str):
+        super().__init__(
+            type=InferType.DEEPEDIT if labels else InferType.DEEPGROW,
+            labels=list(labels),
+            dimension=3,
+            description=description,
+            config={"expand": True},
+        )
+        self._engine = engine
+
+    def is_valid(self) -> bool:
+        """Always: a model whose weights are missing is listed, and its clicks say what is wrong."""
+        return True
+
+    def __call__(self, request: dict) -> tuple[str | None, dict]:
+        """MONAI Label's own way in: ``request["image"]`` is the path of an image."""
+        path = str(request["image"])
+        return self.segment(request, path, Path(path).name, client="local")
+
+    def segment(
+        self, params: Mapping, path: str, name: str, client: str, file: bool | None = None
+    ) -> tuple[str | None, dict]:
+        """Answers the clicks in `params` on the image at `path`.
+
+        Args:
+            params: what the client sent; see `requests.py`.
+            path: of the image, already found to be one that the client may see.
+            name: of the image, for messages.
+            client: token or address of the sender.
+            file: whether the label map is wanted, beside the parameters of the reply; None: as `params` say.
+
+        Returns:
+            The label map's file, which the caller deletes, or None; and the parameters of the reply: ``label_names``,
+            ``latencies`` (seconds: read, wait, crop, encode, decode, write, merge, reply, total), ``version``,
+            ``patches``.
+
+        Raises:
+            RequestError: the request, the image, or (503) the weights cannot be used.
+        """
+        watch = Stopwatch()
+        image = self._engine.image(path, name)
+        watch.lap("read")
+        with rejected():
+            extension = next((e for e in EXTENSIONS if path.endswith(e)), ".nii.gz")
+            request = parse_request(params, self.labels, image.volume.shape_ijk, client, extension)
+        if file is not None:
+            request = replace(request, reply=replace(request.reply, write_file=file))
+        result_file, reply = self._engine.segment(request, image, watch)
+        clicks = {s.name: (len(s.positive), len(s.negative)) for s in request.structures}
+        logger.info("image %s, (positive, negative) clicks %s: %s", name, clicks, reply["latencies"])
+        return result_file, reply

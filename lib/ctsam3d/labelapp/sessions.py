@@ -1,0 +1,176 @@
+"""Images and sessions between two clicks: each image read once per content, each session found by whose it is.
+
+Both stores are bounded, and forget what was not used for the longest time. Whoever holds something that was forgotten
+keeps it; asking again makes it anew, and the same clicks lead to the same mask.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ctsam3d.volume import Volume
+
+PATCH_BYTES = 32 * 2**20  # what a session keeps per patch: features of the largest network, probability, image
+_ATTEMPTS = 3
+_SIGNATURES = 4096
+
+
+@dataclass(frozen=True)
+class Image:
+    """A scan and the SHA-256 of its file: equal content is the same image, wherever it lies and whatever its name."""
+
+    content: str
+    volume: Volume
+
+
+class ImageCache:
+    """Images by content, up to `max_bytes` of voxels; the newest is always kept.
+
+    A path is read again when its resolved name, size, inode or one of its time stamps has changed, so that a file that
+    was replaced under its old name is never answered with the old image.
+    """
+
+    def __init__(self, read: Callable[[str], Volume], max_bytes: int = 2 * 2**30):
+        self._read = read
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._reading = tuple(threading.Lock() for _ in range(16))  # by path: two clients wait only for the same file
+        self._contents: OrderedDict[tuple, str] = OrderedDict()  # signature of a path to content
+        self._images: OrderedDict[str, Image] = OrderedDict()
+
+    def get(self, path: str | os.PathLike) -> Image:
+        """The image at `path`, a file or a folder of DICOM slices.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: not a scan, or a file that changes while it is read.
+        """
+        if not os.path.exists(path):
+            raise FileNotFoundError(f"path {path} does not exist")
+        with self._reading[hash(os.path.realpath(path)) % len(self._reading)]:
+            for _ in range(_ATTEMPTS):
+                signature = _signature(path)
+                image = self._known(signature) or self._load(path)
+                if _signature(path) == signature:
+                    self._keep(signature, image)
+                    return image
+        raise ValueError(f"path {path} must not change while it is read, it changed {_ATTEMPTS} times")
+
+    def _known(self, signature: tuple) -> Image | None:
+        with self._lock:
+            return self._images.get(self._contents.get(signature, ""))
+
+    def _load(self, path: str | os.PathLike) -> Image:
+        content = _sha256(path)
+        with self._lock:
+            image = self._images.get(content)
+        return image or Image(content, self._read(path))
+
+    def _keep(self, signature: tuple, image: Image) -> None:
+        with self._lock:
+            self._contents[signature] = image.content
+            self._contents.move_to_end(signature)
+            self._images[image.content] = image
+            self._images.move_to_end(image.content)
+            while len(self._contents) > _SIGNATURES:
+                self._contents.popitem(last=False)
+            used = sum(kept.volume.array_ijk.nbytes for kept in self._images.values())
+            while used > self._max_bytes and len(self._images) > 1:
+                used -= self._images.popitem(last=False)[1].volume.array_ijk.nbytes
+
+
+class SessionKey(NamedTuple):
+    """Whose session it is."""
+
+    content: str
+    structure: str
+    client: str
+    expand: bool
+
+
+@dataclass
+class HeldSession:
+    """A session between clicks; whoever works on `session` holds `lock`."""
+
+    session: Any
+    image: Image
+    version: str
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    @property
+    def nbytes(self) -> int:
+        """An upper estimate without the image: the mask on the scan's own grid, and what is kept per patch."""
+        return self.image.volume.array_ijk.size + self.session.patches * PATCH_BYTES
+
+
+class SessionStore:
+    """Sessions by key, up to `max_sessions` and about `max_bytes`; those of the newest request are always kept."""
+
+    def __init__(self, max_sessions: int = 64, max_bytes: int = 4 * 2**30):
+        self._max_sessions = max_sessions
+        self._max_bytes = max_bytes
+        self._lock = threading.Lock()
+        self._held: OrderedDict[SessionKey, HeldSession] = OrderedDict()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    @contextlib.contextmanager
+    def locked(self, keys: Iterable[SessionKey], make: Callable[[], HeldSession]) -> Iterator[list[HeldSession]]:
+        """The sessions of `keys`, made where missing, and locked: always in one order, so that none can deadlock."""
+        keys = list(keys)
+        with contextlib.ExitStack() as stack:
+            found = {}
+            for key in sorted(keys):
+                found[key] = self._get(key, make)
+                stack.enter_context(found[key].lock)
+            yield [found[key] for key in keys]
+            self._trim(keep=set(keys))
+
+    def _get(self, key: SessionKey, make: Callable[[], HeldSession]) -> HeldSession:
+        with self._lock:
+            if key not in self._held:
+                self._held[key] = make()
+            self._held.move_to_end(key)
+            return self._held[key]
+
+    def _trim(self, keep: set[SessionKey]) -> None:
+        with self._lock:
+            for key in [key for key in self._held if key not in keep]:
+                if len(self._held) <= self._max_sessions and self._used() <= self._max_bytes:
+                    break
+                del self._held[key]
+
+    def _used(self) -> int:
+        images = {held.image.content: held.image.volume.array_ijk.nbytes for held in self._held.values()}
+        return sum(images.values()) + sum(held.nbytes for held in self._held.values())
+
+
+def _signature(path: str | os.PathLike) -> tuple:
+    """What changes when a file is replaced or written to; of a folder, for each of its files."""
+    root = Path(path).resolve()
+    files = sorted(entry for entry in root.iterdir() if entry.is_file()) if root.is_dir() else [root]
+    stats = [(file.name, file.stat()) for file in files]
+    return (str(root), *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
+
+
+def _sha256(path: str | os.PathLike) -> str:
+    """Of a file, or of names and contents of the files in a folder."""
+    root = Path(path).resolve()
+    if not root.is_dir():
+        return _file_sha256(root)
+    names = sorted(entry.name for entry in root.iterdir() if entry.is_file())
+    return hashlib.sha256("".join(f"{name}\0{_file_sha256(root / name)}\n" for name in names).encode()).hexdigest()
+
+
+def _file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,83 @@
+"""All numbers of a training run in one frozen value; the defaults are the paper's (supplementary Table 1)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What happens to a patch before the network sees it; every change has its own probability."""
+
+    flip: float = 0.5  # probability per axis
+    spatial: float = 0.6  # probability of a rotation with scaling
+    rotation_degrees: float = 10.0  # at most, about a random axis
+    scale: float = 0.1  # at most, either way
+    intensity: float = 0.6  # probability of a shift and a factor
+    shift_hu: float = 30.0
+    factor: float = 0.1
+    noise: float = 0.3
+    noise_hu: float = 20.0  # at most, standard deviation
+    blur: float = 0.2
+    blur_voxels: float = 1.0  # at most, sigma
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """A run of Algorithm 1 on single patches.
+
+    Attributes:
+        hu_window: HU that become 0 and 1.
+        epochs: passes over the volumes; warm-up and decay are given as shares of it, so that a short run has the
+            paper's schedule by proportion (100 of 1000 epochs, x0.1 at 800).
+        schedule: "step" (the paper's) or "cosine" (to zero, after the same warm-up).
+        samples_per_volume: patches drawn from a volume in an epoch.
+        batch_size: patches a step.
+        rounds: simulated clicks a patch, an optimiser step after each.
+        structure_power: a structure is drawn with probability proportional to (voxels)^power.
+        imprecise_clicks: share of later clicks that miss the deepest point.
+    """
+
+    preset: str = "base"
+    encoder: str = "rest"
+    prompt: str = "psap"
+    hu_window: tuple[float, float] = (-500.0, 800.0)
+    epochs: int = 1000
+    warmup_share: float = 0.1
+    decay_share: float = 0.8
+    decay_factor: float = 0.1
+    schedule: str = "step"
+    learning_rate: float = 1e-4
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 1e-2
+    gradient_clip: float = 5.0
+    samples_per_volume: int = 8
+    batch_size: int = 4
+    rounds: int = 5
+    structure_power: float = 0.7
+    imprecise_clicks: float = 0.5
+    seed: int = 42
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+
+    def __post_init__(self):
+        for name in ("epochs", "samples_per_volume", "batch_size", "rounds"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if not self.learning_rate > 0:
+            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        if self.schedule not in ("step", "cosine"):
+            raise ValueError(f"schedule must be 'step' or 'cosine', got {self.schedule!r}")
+
+    def learning_rate_at(self, progress: float) -> float:
+        """The learning rate at a share `progress` in [0, 1] of the run."""
+        if progress < self.warmup_share:
+            return self.learning_rate * progress / self.warmup_share
+        if self.schedule == "step":
+            return self.learning_rate * (self.decay_factor if progress >= self.decay_share else 1.0)
+        return (
+            self.learning_rate
+            * 0.5
+            * (1 + math.cos(math.pi * (progress - self.warmup_share) / (1 - self.warmup_share)))
+        )
