@@ -96,7 +96,7 @@ def start(studies: Path, work: Path, port: int, *arguments: str) -> subprocess.P
         **os.environ,
         "TMPDIR": str(work / "tmp"),
         "MONAI_LABEL_SESSION_PATH": str(work / "sessions"),
-        "OMP_NUM_THREADS": "2",
+        "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     (work / "tmp").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "ctsam3d")]

@@ -183,7 +183,7 @@ def test_a_client_without_id_is_its_token_or_its_address(server, clicks):
     again = server.post(
         params=json.dumps(spleen([inside])), query={"output": "json"}, headers={"Authorization": "Bearer one"}
     )
-    assert again.json()["latencies"]["read"] < 0.5
+    assert again.json()["latencies"]["encode"] == 0  # the first one's is still there
 
 
 # ---- structures and dialects ---------------------------------------------------------------------------------------
@@ -320,8 +320,7 @@ def test_an_image_of_another_size_under_an_old_name(server):
 
 
 def test_info_answers_while_a_click_runs(server, organs):
-    names = ("kidney_left", "kidney_right", "liver", "spleen", "urinary_bladder", "aorta")
-    params = {name: [organs.inside(name), organs.inside(name, 0.5)] for name in names}
+    params = {name: [organs.inside(name)] for name in ("kidney_left", "liver", "spleen", "aorta")}
     ends = []
 
     def run():

@@ -4,12 +4,19 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from ctsam3d.labelapp.sessions import PATCH_BYTES, HeldSession, Image, ImageCache, SessionKey, SessionStore
+from ctsam3d.labelapp.sessions import (
+    CLICK_BYTES,
+    SESSION_BYTES,
+    HeldSession,
+    Image,
+    ImageCache,
+    SessionKey,
+    SessionStore,
+)
 from ctsam3d.volume import Volume
 
 
@@ -123,16 +130,19 @@ def key(structure="liver", client="a"):
 
 
 class Maker:
-    """Makes held sessions on one scan of 2,000 bytes and 1,000 voxels; `patches` each."""
+    """Makes held sessions on one scan of 2,000 bytes and 1,000 voxels, each a number: a store must not look into them.
 
-    def __init__(self, patches=0):
-        self.patches = patches
+    `clicks` is the most that each has had.
+    """
+
+    def __init__(self, clicks=0):
+        self.clicks = clicks
         self.made = 0
         self.image = Image("content", Volume(np.zeros((10, 10, 10), np.int16), np.eye(4)))
 
     def __call__(self):
         self.made += 1
-        return HeldSession(SimpleNamespace(patches=self.patches, number=self.made), self.image, "v")
+        return HeldSession(self.made, self.image, "v", self.clicks)
 
 
 def test_a_session_per_structure_and_client():
@@ -141,7 +151,7 @@ def test_a_session_per_structure_and_client():
         with store.locked([key("liver", client), key("spleen", client)], make) as held:
             assert held[0] is not held[1]
     with store.locked([key("spleen", "b"), key("liver", "b")], make) as held:
-        assert [own.session.number for own in held] == [4, 3]  # in the order asked for
+        assert [own.session for own in held] == [4, 3]  # in the order asked for
     assert make.made == 4
 
 
@@ -158,17 +168,30 @@ def test_the_number_of_sessions_is_bounded():
 
 
 def test_the_bytes_of_sessions_are_bounded_and_an_image_counts_once():
-    store, make = SessionStore(max_bytes=5_000), Maker()
+    store, make = SessionStore(max_bytes=2_000 + 3 * (1_000 + SESSION_BYTES)), Maker()
     for client in "abcd":
         with store.locked([key(client=client)], make):
             pass
-    assert len(store) == 3  # 2,000 for the scan and 1,000 for each mask
-    store, make = SessionStore(max_bytes=3 * PATCH_BYTES), Maker(patches=2)
+    assert len(store) == 3
+
+
+def test_a_session_counts_with_the_clicks_that_it_has_had():
+    store, make = SessionStore(max_bytes=2 * SESSION_BYTES + 3 * CLICK_BYTES), Maker(clicks=2)
     with store.locked([key("liver"), key("spleen")], make):
         pass
     assert len(store) == 2  # those of the newest request stay, however large
     with store.locked([key("aorta")], make):
         pass
+    assert len(store) == 1
+
+
+def test_a_session_in_use_that_is_forgotten_stays_with_its_user_and_is_made_anew():
+    store, make = SessionStore(max_sessions=1), Maker()
+    with store.locked([key(client="a")], make) as mine:
+        with store.locked([key(client="b")], make):
+            pass
+        with store.locked([key(client="a")], make) as again:  # does not wait for the one that was forgotten
+            assert (mine[0].session, again[0].session) == (1, 3)
     assert len(store) == 1
 
 

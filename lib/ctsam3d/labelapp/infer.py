@@ -21,7 +21,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ctsam3d.data.io import read_volume
 from ctsam3d.labelapp.reply import Segment, merge, write_reply
-from ctsam3d.labelapp.requests import EXTENSIONS, ClickRequest, ReplyOptions, RequestError, Structure, parse_request
+from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
 from ctsam3d.session import load
 
@@ -153,7 +153,8 @@ class ClickEngine:
         with self._network:
             watch.lap("wait")
             with rejected():
-                own.session.set_clicks(list(structure.positive), list(structure.negative))
+                own.session.set_clicks(structure.positive, structure.negative)
+        own.most_clicks = max(own.most_clicks, len(own.session.clicks))
         watch.lap()
         for stage in STAGES:
             watch.add(stage, own.session.seconds.get(stage, 0.0))
@@ -225,8 +226,7 @@ class ClickInferTask(InferTask):
         image = self._engine.image(path, name)
         watch.lap("read")
         with rejected():
-            extension = next((e for e in EXTENSIONS if path.endswith(e)), ".nii.gz")
-            request = parse_request(params, self.labels, image.volume.shape_ijk, client, extension)
+            request = parse_request(params, self.labels, image.volume.shape_ijk, client)
         if file is not None:
             request = replace(request, reply=replace(request.reply, write_file=file))
         result_file, reply = self._engine.segment(request, image, watch)

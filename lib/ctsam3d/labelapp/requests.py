@@ -104,9 +104,7 @@ def decode_params(text: str | None) -> dict:
     return params
 
 
-def parse_request(
-    params: Mapping, labels: Sequence[str], shape_ijk: IJK, client: str, default_extension: str = ".nii.gz"
-) -> ClickRequest:
+def parse_request(params: Mapping, labels: Sequence[str], shape_ijk: IJK, client: str) -> ClickRequest:
     """The checked request.
 
     Args:
@@ -114,7 +112,6 @@ def parse_request(
         labels: labels of the model, in order; empty: a structure of any name from ``foreground`` and ``background``.
         shape_ijk: shape of the image; every click must lie inside.
         client: token or address of the sender, used where `params` holds no ``client_id``.
-        default_extension: of the reply, where `params` holds no ``result_extension``.
 
     Raises:
         TypeError, ValueError: names key, rule and value.
@@ -128,7 +125,7 @@ def parse_request(
         label_names=tuple((name, value) for value, name in enumerate(names, start=1)),
         client=_client(params.get("client_id"), client),
         expand=_flag(params, "expand", True),
-        reply=_reply_options(params, default_extension),
+        reply=_reply_options(params),
     )
 
 
@@ -229,11 +226,11 @@ def _client(client_id, fallback: str) -> str:
     return f"id:{client_id}"
 
 
-def _reply_options(params: Mapping, default_extension: str) -> ReplyOptions:
-    extension = params.get("result_extension") or default_extension
+def _reply_options(params: Mapping) -> ReplyOptions:
+    extension = params.get("result_extension") or ReplyOptions.extension
     if extension not in EXTENSIONS:
         raise ValueError(f"result_extension must be one of {', '.join(EXTENSIONS)}, got {_short(extension)}")
-    dtype = params.get("result_dtype") or "uint8"
+    dtype = params.get("result_dtype") or ReplyOptions.dtype
     if dtype not in DTYPES:
         raise ValueError(f"result_dtype must be one of {', '.join(DTYPES)}, got {_short(dtype)}")
     compress = _flag(params, "result_compress", False)

@@ -1,7 +1,8 @@
 """Images and sessions between two clicks: each image read once per content, each session found by whose it is.
 
 Both stores are bounded, and forget what was not used for the longest time. Whoever holds something that was forgotten
-keeps it; asking again makes it anew, and the same clicks lead to the same mask.
+keeps it; asking again makes it anew. A session made anew runs the clicks of a list as a new client's would: the
+positive ones, then the negative ones.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any, NamedTuple
 
 from ctsam3d.volume import Volume
 
-PATCH_BYTES = 32 * 2**20  # what a session keeps per patch: features of the largest network, probability, image
+SESSION_BYTES = 40 * 2**20  # what a session keeps at most of encoder features: 16 patches of the largest network
+CLICK_BYTES = 2**20  # what it keeps per click: a patch's probability and weight
 _ATTEMPTS = 3
 _SIGNATURES = 4096
 
@@ -98,17 +100,23 @@ class SessionKey(NamedTuple):
 
 @dataclass
 class HeldSession:
-    """A session between clicks; whoever works on `session` holds `lock`."""
+    """A session between clicks; whoever works on `session` holds `lock`.
+
+    Attributes:
+        version: of the weights.
+        most_clicks: the most that it has had in force; what was undone is kept too.
+    """
 
     session: Any
     image: Image
     version: str
+    most_clicks: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
     def nbytes(self) -> int:
-        """An upper estimate without the image: the mask on the scan's own grid, and what is kept per patch."""
-        return self.image.volume.array_ijk.size + self.session.patches * PATCH_BYTES
+        """An upper estimate without the image. It asks nothing of `session`, on which another thread may work."""
+        return self.image.volume.array_ijk.size + SESSION_BYTES + self.most_clicks * CLICK_BYTES
 
 
 class SessionStore:
