@@ -3,8 +3,11 @@
 import itertools
 
 import numpy as np
+from hypothesis import strategies as st
 from nibabel.affines import apply_affine
 from scipy.spatial.transform import Rotation
+
+from ctsam3d.volume import Volume
 
 MODEL_MM = 1.5
 PATCH = 64
@@ -35,3 +38,13 @@ def lps_of_model_voxel(affine_ras_mm, shape_ijk, voxel_zyx, spacing_mm=MODEL_MM)
     corners_ijk = list(itertools.product(*[(-0.5, n - 0.5) for n in shape_ijk]))
     lowest_lps = lps_of_ijk(affine_ras_mm, corners_ijk).min(axis=0)
     return lowest_lps + (np.asarray(voxel_zyx)[::-1] + 0.5) * spacing_mm
+
+
+@st.composite
+def volumes(draw) -> Volume:
+    """Empty scans of every orientation, oblique ones among them, 0.5 to 5 mm, from one voxel to more than a patch."""
+    spacing_mm = tuple(draw(st.floats(0.5, 5.0)) for _ in range(3))
+    shape = tuple(draw(st.integers(1, max(2, int(130 / s)))) for s in spacing_mm)
+    rotation = tuple(draw(st.sampled_from([0.0, 0.1, -0.35])) for _ in range(3))
+    affine = affine_of(draw(st.sampled_from(ORIENTATIONS)), spacing_mm, rotation, (12.0, -34.0, 56.0))
+    return Volume(np.zeros(shape, np.int16), affine)

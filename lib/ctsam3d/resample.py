@@ -81,7 +81,7 @@ def _sample(array: np.ndarray, array_box: Box, matrix: np.ndarray, box: Box, out
         out = ndimage.map_coordinates(part, coordinates, order=1, mode="nearest", prefilter=False)
     if outside is not None:
         out = np.where(_beyond(index, array.shape, matrix), np.float32(outside), out)
-    return np.ascontiguousarray(out, dtype=np.float32)
+    return np.require(out, np.float32, ["C", "W"])
 
 
 def _beyond(index: list[np.ndarray], shape: tuple[int, ...], matrix: np.ndarray) -> np.ndarray:

@@ -5,11 +5,11 @@ import re
 import numpy as np
 import pytest
 import torch
+from tests.model.published import GOLDEN, clicks_zyx, published_state_dict, reference_inputs
 
 from ctsam3d import checkpoint
 from ctsam3d.model import build
 from ctsam3d.model.prompts import prompt_maps
-from tests.model.published import GOLDEN, clicks_zyx, published_state_dict, reference_inputs
 
 SIZE = (64, 64, 64)
 

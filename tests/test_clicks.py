@@ -1,0 +1,109 @@
+"""The simulated user's next click, against points found by hand and by brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from ctsam3d.clicks import first_click, next_click
+
+
+def masks(shape, *boxes):
+    mask = np.zeros(shape, bool)
+    for box in boxes:
+        mask[tuple(slice(a, b) for a, b in box)] = True
+    return mask
+
+
+def deepest_by_brute_force(prediction, target, spacing):
+    """Largest distance, over all error voxels, to the nearest voxel of another region; beyond the array is another."""
+    kinds = np.pad(np.where(prediction == target, 0, np.where(target, 1, 2)), 1)
+    places = np.array(list(np.ndindex(kinds.shape)))
+    best = {}
+    for place in map(tuple, np.argwhere(kinds)):
+        others = places[(kinds != kinds[place]).ravel()]
+        best[tuple(int(v) - 1 for v in place)] = np.linalg.norm((others - place) * spacing, axis=1).min()
+    return best
+
+
+def test_the_middle_of_what_is_missed_is_clicked_positive():
+    target = masks((9, 11), ((2, 7), (3, 8)))  # 5 by 5, its middle is (4, 5)
+    assert next_click(np.zeros_like(target), target, spacing=(1.0, 1.0)) == ((4, 5), True)
+
+
+def test_the_middle_of_what_is_wrong_is_clicked_negative():
+    prediction = masks((9, 9, 9), ((1, 4), (1, 4), (5, 8)))
+    assert next_click(prediction, np.zeros_like(prediction)) == ((2, 2, 6), False)
+
+
+def test_the_deeper_region_is_clicked_and_not_the_larger():
+    target = masks((20, 20), ((0, 2), (0, 20)), ((10, 15), (10, 15)))  # 40 voxels of depth 1, 25 of depth 3
+    assert next_click(np.zeros_like(target), target, spacing=(1.0, 1.0)) == ((12, 12), True)
+
+
+def test_missed_and_wrong_foreground_that_touch_are_regions_of_their_own():
+    # 3 and 5 columns side by side, 5 rows: depth 2 and 3; as one region its first deepest point would be (3, 3).
+    target, prediction = masks((7, 10), ((1, 6), (1, 4))), masks((7, 10), ((1, 6), (4, 9)))
+    assert next_click(prediction, target, spacing=(1.0, 1.0)) == ((3, 6), False)
+
+
+def test_the_border_of_the_array_bounds_a_region():
+    target = masks((7, 7), ((0, 7), (0, 7)))
+    assert next_click(np.zeros_like(target), target, spacing=(1.0, 1.0)) == ((3, 3), True)
+
+
+def test_depth_is_in_millimetres():
+    # A plate 19 x 19 x 3 and a rod 3 x 3 x 9: with slices of 5 mm the plate is 10 mm deep, the rod 2 across its axis.
+    plate, rod = ((1, 20), (1, 20), (1, 4)), ((24, 27), (4, 7), (1, 10))
+    target = masks((30, 22, 12), plate, rod)
+    assert next_click(np.zeros_like(target), target, spacing=(1.0, 1.0, 5.0)) == ((10, 10, 2), True)
+    # With slices of 0.5 mm the plate is 1 mm deep, the rod 2 mm along its axis, from the fourth slice to the sixth.
+    assert next_click(np.zeros_like(target), target, spacing=(1.0, 1.0, 0.5)) in [((25, 5, k), True) for k in (4, 5, 6)]
+
+
+@pytest.mark.parametrize("spacing", [(1.0, 1.0, 1.0), (0.7, 0.7, 5.0), (3.0, 1.0, 0.5)])
+def test_agrees_with_brute_force(spacing):
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        blocks = rng.random((2, 3, 3, 3)) < 0.5
+        prediction, target = (np.kron(b, np.ones((3, 2, 3))).astype(bool) for b in blocks)
+        depths = deepest_by_brute_force(prediction, target, spacing)
+        index, positive = next_click(prediction, target, spacing)
+        assert depths[index] == pytest.approx(max(depths.values()), rel=1e-5)
+        assert positive == target[index] != prediction[index]
+
+
+def test_no_click_where_the_masks_agree():
+    target = masks((6, 6, 6), ((1, 4), (1, 4), (1, 4)))
+    assert next_click(target, target.copy()) is None
+    assert next_click(np.zeros_like(target), np.zeros_like(target)) is None
+
+
+def test_an_imprecise_user_stays_in_the_deep_half_and_is_repeatable():
+    target = masks((30, 30), ((2, 27), (2, 27)))  # depth 13 in the middle
+    empty = np.zeros_like(target)
+    seen = {next_click(empty, target, (1.0, 1.0), np.random.default_rng(s)) for s in range(40)}
+    assert len(seen) > 10
+    assert all(sign and min(i - 1, 27 - i, j - 1, 27 - j) >= 6.5 for (i, j), sign in seen)
+    again = {next_click(empty, target, (1.0, 1.0), np.random.default_rng(s)) for s in range(40)}
+    assert seen == again
+
+
+def test_first_click_takes_every_voxel_of_the_structure_and_no_other_equally_often():
+    target = masks((3, 4, 5), ((0, 2), (1, 3), (4, 5)))
+    rng = np.random.default_rng(0)
+    drawn = [first_click(target, rng) for _ in range(4000)]
+    counts = [drawn.count(place) for place in itertools.product((0, 1), (1, 2), (4,))]
+    assert sum(counts) == 4000
+    assert all(abs(n - 1000) < 110 for n in counts)  # four standard deviations
+
+
+def test_first_click_is_decided_by_the_generator():
+    target = np.ones((20, 20, 20), bool)
+    assert first_click(target, np.random.default_rng(5)) == first_click(target, np.random.default_rng(5))
+    assert len({first_click(target, np.random.default_rng(s)) for s in range(10)}) > 5
+
+
+def test_first_click_needs_a_structure():
+    with pytest.raises(ValueError, match="empty mask of shape \\(2, 3, 4\\)"):
+        first_click(np.zeros((2, 3, 4), bool), np.random.default_rng(0))
