@@ -25,6 +25,7 @@ def main() -> None:
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     parser.add_argument("--schedule", choices=("step", "cosine"), default=TrainingConfig.schedule)
     parser.add_argument("--batch-size", type=int, default=TrainingConfig.batch_size)
+    parser.add_argument("--structure-power", type=float, default=TrainingConfig.structure_power)
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--save-every", type=int, default=50, help="batches between two checkpoints")
@@ -42,7 +43,7 @@ def main() -> None:
         save_every=arguments.save_every,
         initial=checkpoint.load(arguments.weights) if arguments.weights else None,
         half=arguments.half,
-        notes={"data": [folder.name for folder in arguments.data]},
+        notes={"data": sorted({folder.name for folder in arguments.data})},
     )
     print(f"weights: {path}")
 
