@@ -43,7 +43,6 @@ def main() -> None:
         save_every=arguments.save_every,
         initial=checkpoint.load(arguments.weights) if arguments.weights else None,
         half=arguments.half,
-        notes={"data": sorted({folder.name for folder in arguments.data})},
     )
     print(f"weights: {path}")
 

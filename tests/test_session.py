@@ -259,3 +259,23 @@ def test_grid_covers_small_volumes():
     session.click((9, 299, 0))
     assert session.mask()[9, 299, 0] == 1
     assert ModelGrid.of(session.volume, 1.5).shape_zyx == (4, 140, 10)
+
+
+def test_a_far_negative_click_opens_no_patch_for_later_clicks():
+    session = Session(BallSegmenter(), scan((300, 100, 100)))
+    session.click((30, 50, 50))
+    session.click((200, 50, 50), positive=False)
+    assert session.patches == 1
+    session.click((230, 50, 50))  # its own patch, with room around it
+    assert session.patches == 2 and session.state.patches[-1].box_zyx.depth(session.grid.voxel_zyx((230, 50, 50))) > 25
+    assert session.mask()[200, 50, 50] == 0
+
+
+def test_what_was_undone_by_lists_is_forgotten():
+    a, b, c = (75, 70, 65), (80, 72, 66), (20, 20, 20)
+    session, fresh = Session(BallSegmenter(), scan()), Session(BallSegmenter(), scan())
+    for lists in ([a], []), ([a], [b]), ([a], []), ([a, c], [b]):
+        session.set_clicks(*lists)
+    for lists in ([a], []), ([a, c], [b]):
+        fresh.set_clicks(*lists)
+    assert session.clicks == fresh.clicks and np.array_equal(session.mask(), fresh.mask())

@@ -58,8 +58,8 @@ def test_header_rounding_counts_as_straight():
     assert not one_axis_per_row(ModelGrid.of(Volume(np.zeros((512, 512, 60), np.int8), affine), 1.5).zyx_from_ijk)
 
 
-# A turn that moves no voxel of the scan by 0.01 model voxel counts as none, in each of two matrix entries per axis.
-NEGLECTED_MM = 2 * 0.01 * MODEL_MM
+# A turn that moves no voxel of the scan by 0.001 model voxel counts as none, in each of two matrix entries per axis.
+NEGLECTED_MM = 2 * 0.001 * MODEL_MM
 
 # ---- any orientation ---------------------------------------------------------------------------------------------
 

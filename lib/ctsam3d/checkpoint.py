@@ -6,7 +6,6 @@ import ast
 import hashlib
 import json
 import os
-import re
 import warnings
 from dataclasses import dataclass, field
 from importlib import resources
@@ -107,11 +106,18 @@ def load(path: str | os.PathLike) -> Checkpoint:
         raise ValueError(f"weights {path} cannot be read as safetensors: {error}") from error
     if metadata.get("format") != FORMAT:
         raise ValueError(f"weights {path} must have the format {FORMAT!r}, got {metadata.get('format')!r}")
+    try:
+        return _from_file(tensors, metadata, str(path))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"weights {path} must carry the metadata of {FORMAT!r}: {error!r}") from error
+
+
+def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str], source: str) -> Checkpoint:
     digest = tensors_sha256(tensors)
     if digest != metadata["sha256"]:
-        raise ValueError(f"weights {path} are damaged: SHA-256 {digest} is not the stored {metadata['sha256']}")
+        raise ValueError(f"weights {source} are damaged: SHA-256 {digest} is not the stored {metadata['sha256']}")
     network = build(NetworkConfig.from_dict(json.loads(metadata["config"])))
-    _load_strictly(network, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, str(path))
+    _load_strictly(network, {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}, source)
     return Checkpoint(
         network=network.eval(),
         hu_window=check_hu_window(json.loads(metadata["hu_window"])),
@@ -161,40 +167,61 @@ def _load_strictly(network: SAM3D, tensors: dict[str, torch.Tensor], source: str
 # --- the published checkpoint ------------------------------------------------------------------------------------
 
 # Parameters of the published network that take no part in the mask: left out by name, everything else must match.
-_UNUSED = re.compile(r"prompt_encoder\.pe_layer\.|mask_decoder\.iou_prediction_head\.")
+_UNUSED = {
+    "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix",
+    *(f"mask_decoder.iou_prediction_head.layers.{n}.{kind}" for n in range(3) for kind in ("weight", "bias")),
+}
 _SECOND_MASK = ("mask_decoder.mask_prediction_head.0.weight", "mask_decoder.mask_prediction_head.0.bias")
 
-_RENAMES = [  # (pattern of the published name, ours); \1 - 1 where a number follows a "-"
-    (r"image_encoder\.stem\.proj\.(\d)\.", r"encoder.stages.0.embed.\1."),
-    (r"image_encoder\.stem\.pos\.pa_conv\.", r"encoder.stages.0.embed.7.gate."),
-    (r"image_encoder\.stem\.norm\.", r"encoder.stages.0.embed.8."),
-    (r"image_encoder\.patch_(\d)\.proj\.", r"encoder.stages.-\1.embed.0."),
-    (r"image_encoder\.patch_(\d)\.pos\.pa_conv\.", r"encoder.stages.-\1.embed.1.gate."),
-    (r"image_encoder\.patch_(\d)\.norm\.", r"encoder.stages.-\1.embed.2."),
-    (r"image_encoder\.stage(\d)\.(\d)\.", r"encoder.stages.-\1.blocks.\2."),
-    (r"image_encoder\.channel_mapper(\d)\.", r"encoder.skips.-\1."),
-    (r"\.norm1\.", ".attention_norm."),
-    (r"\.norm2\.", ".mlp_norm."),
-    (r"\.attn\.q\.", ".attention.query."),
-    (r"\.attn\.kv\.", ".attention.key_value."),
-    (r"\.attn\.sr\.", ".attention.reduce."),
-    (r"\.attn\.sr_norm\.", ".attention.reduce_norm."),
-    (r"\.attn\.up_norm\.", ".attention.value_norm."),
-    (r"\.attn\.proj\.", ".attention.project."),
-    (r"\.mlp\.fc1\.", ".mlp.0."),
-    (r"\.mlp\.fc2\.", ".mlp.2."),
-    (r"mask_decoder\.upscale(\d)\.cna\.", r"decoder.upscales.-\1."),
-    (r"mask_decoder\.spade(\d)\.", r"decoder.blocks.-\1."),
-    (r"\.norm_0\.", ".modulate_1."),
-    (r"\.norm_1\.", ".modulate_2."),
-    (r"\.conv_1\.(?=weight|bias)", ".conv_2."),
-    (r"\.conv_0\.", ".conv_1."),
-    (r"\.mlp_shared\.0\.", ".shared."),
-    (r"\.mlp_gamma\.", ".gamma."),
-    (r"\.mlp_beta\.", ".beta."),
-    (r"mask_decoder\.mask_prediction_head\.0\.", "decoder.head."),
-    (r"cpp_predictor\.", "cross_patch.unet."),
-]
+
+def _published_prefixes() -> list[tuple[str, str]]:
+    """(published, ours): the beginnings of the names of everything that is imported."""
+    stem = "encoder.stages.0.embed."
+    pairs = [(f"image_encoder.stem.proj.{n}.", f"{stem}{n}.") for n in (0, 1, 3, 4, 6)]
+    pairs += [("image_encoder.stem.pos.pa_conv.", f"{stem}7.gate."), ("image_encoder.stem.norm.", f"{stem}8.")]
+    for stage, blocks in enumerate(PRESETS["base"].blocks):
+        published, ours = f"image_encoder.patch_{stage + 1}.", f"encoder.stages.{stage}.embed."
+        if stage:
+            parts = {"proj.": "0.", "pos.pa_conv.": "1.gate.", "norm.": "2."}
+            pairs += [(published + theirs, ours + own) for theirs, own in parts.items()]
+        for block in range(blocks):
+            published, ours = f"image_encoder.stage{stage + 1}.{block}.", f"encoder.stages.{stage}.blocks.{block}."
+            pairs += [(published + theirs, ours + own) for theirs, own in _BLOCK.items()]
+        pairs.append((f"image_encoder.channel_mapper{stage + 1}.", f"encoder.skips.{stage}."))
+    for stage in range(5):
+        pairs.append((f"mask_decoder.upscale{stage + 1}.cna.", f"decoder.upscales.{stage}."))
+        published, ours = f"mask_decoder.spade{stage + 1}.", f"decoder.blocks.{stage}."
+        for n in (0, 1):
+            pairs.append((f"{published}conv_{n}.", f"{ours}conv_{n + 1}."))
+            for theirs, own in {"mlp_shared.0.": "shared.", "mlp_gamma.": "gamma.", "mlp_beta.": "beta."}.items():
+                pairs.append((f"{published}norm_{n}.{theirs}", f"{ours}modulate_{n + 1}.{own}"))
+    pairs.append(("mask_decoder.mask_prediction_head.0.", "decoder.head."))
+    return [*pairs, ("cpp_predictor.", "cross_patch.unet.")]
+
+
+_BLOCK = {
+    "norm1.": "attention_norm.",
+    "attn.q.": "attention.query.",
+    "attn.kv.": "attention.key_value.",
+    "attn.sr.": "attention.reduce.",
+    "attn.sr_norm.": "attention.reduce_norm.",
+    "attn.up_norm.": "attention.value_norm.",
+    "attn.proj.": "attention.project.",
+    "norm2.": "mlp_norm.",
+    "mlp.fc1.": "mlp.0.",
+    "mlp.fc2.": "mlp.2.",
+}
+_PREFIXES = _published_prefixes()
+
+
+def rename_published(name: str) -> str | None:
+    """Our name of a published parameter; None where there is none."""
+    return next((ours + name.removeprefix(theirs) for theirs, ours in _PREFIXES if name.startswith(theirs)), None)
+
+
+def published_name(name: str) -> str:
+    """The published name of a parameter of ours, the inverse of `rename_published`."""
+    return next(theirs + name.removeprefix(ours) for theirs, ours in _PREFIXES if name.startswith(ours))
 
 
 def import_published(
@@ -218,28 +245,38 @@ def import_published(
     published = _read_published(path)
     window, window_source = _published_window(path, hu_window, config_path)
     network = build(PRESETS["base"])
-    ours, left_out = {}, []
-    for name, tensor in published.items():
-        if _UNUSED.match(name):
-            left_out.append(name)
-            continue
-        if name in _SECOND_MASK:
-            left_out.append(f"{name}[1:]")
-            tensor = tensor[:1]
-        if name.endswith("mlp_shared.0.weight"):
-            tensor = tensor[:, [1, 2, 0]]  # published order of the prompts [Y, P, N], ours [P, N, Y]
-        ours[rename_published(name)] = tensor.float() if tensor.is_floating_point() else tensor
-    _load_strictly(network, ours, str(path))
+    ours, left_out = _select_published(published, network, str(path))
+    network.load_state_dict(ours)
     notes = {"source": "published CT-SAM3D checkpoint", "hu_window": window_source, "left_out": left_out}
     digest = tensors_sha256(network.state_dict())
     return Checkpoint(network.eval(), window, version=f"published-{digest[:8]}", sha256=digest, notes=notes)
 
 
-def rename_published(name: str) -> str:
-    """Our name of a published parameter; a name that is not known comes back as it is."""
-    for pattern, replacement in _RENAMES:
-        name = re.sub(pattern, replacement, name)
-    return re.sub(r"\.-(\d)\.", lambda match: f".{int(match[1]) - 1}.", name)
+def _select_published(published: dict, network: SAM3D, source: str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """What `network` needs of the published parameters, under our names, and the names of what it does without.
+
+    Raises:
+        ValueError: a missing, surplus or misshapen parameter, by its published name.
+    """
+    expected = {published_name(name): (name, tensor.shape) for name, tensor in network.state_dict().items()}
+    missing = sorted(expected.keys() - published.keys())
+    surplus = sorted(published.keys() - expected.keys() - _UNUSED)
+    if missing or surplus:
+        raise ValueError(f"parameters of {source} must be the published ones: missing {missing}, surplus {surplus}")
+    ours, left_out = {}, sorted(_UNUSED & published.keys())
+    for theirs, (name, shape) in expected.items():
+        tensor = published[theirs]
+        wanted = (2, *shape[1:]) if theirs in _SECOND_MASK else tuple(shape)
+        if not isinstance(tensor, torch.Tensor) or tuple(tensor.shape) != wanted:
+            got = tuple(tensor.shape) if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+            raise ValueError(f"{theirs} of {source} must be a tensor of shape {wanted}, got {got}")
+        if theirs in _SECOND_MASK:
+            left_out.append(f"{theirs}[1:]")
+            tensor = tensor[:1]
+        if theirs.endswith("mlp_shared.0.weight"):
+            tensor = tensor[:, [1, 2, 0]]  # published order of the prompts [Y, P, N], ours [P, N, Y]
+        ours[name] = tensor.float() if tensor.is_floating_point() else tensor
+    return ours, left_out
 
 
 def _read_published(path: Path) -> dict[str, torch.Tensor]:

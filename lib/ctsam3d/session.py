@@ -179,13 +179,7 @@ class Session:
             raise ValueError(f"box_ijk {box_ijk} must lie inside the volume {self.volume.shape_ijk}")
         if box_ijk.empty:
             return np.zeros(box_ijk.shape, np.float32)
-        region_zyx = self._region_zyx(box_ijk)
-        blended = blend(self.state.patches, region_zyx)
-        out = probability_on_scan(blended, region_zyx, self.grid, box_ijk)
-        for click in self.state.clicks:
-            if box_ijk.contains(click.ijk):
-                out[tuple(v - a for v, a in zip(click.ijk, box_ijk.start))] = float(click.positive)
-        return out
+        return self._probability(self.state, box_ijk)
 
     # --- what a user does ------------------------------------------------------------------------------------------
 
@@ -237,8 +231,8 @@ class Session:
     # --- how it is done --------------------------------------------------------------------------------------------
 
     def _shared_position(self, lists: dict[bool, list[Click]]) -> int:
-        """The latest state of the history whose clicks begin both lists."""
-        for position in range(len(self._history) - 1, -1, -1):
+        """The latest state up to the present one whose clicks begin both lists."""
+        for position in range(self._position, -1, -1):  # what was undone is as if it had never been
             for sign, wanted in lists.items():
                 had = [c for c in self._history[position].clicks if c.positive is sign]
                 if had != wanted[: len(had)]:
@@ -253,12 +247,13 @@ class Session:
         states = [self._history[position]]
         for click in new:
             states.append(self._after(states[-1], click, watch))
-        before = self.state
+        with watch.stage("write"):
+            changes = self._changes(self.state, states[-1])
+            for box_ijk, mask in changes:
+                self._mask[box_ijk.slices()] = mask
         if new:
             self._history[position + 1 :] = states[1:]
         self._position = position + len(new)
-        with watch.stage("write"):
-            self._rewrite(before, self.state)
         self.seconds = watch.seconds
 
     def _after(self, state: State, click: Click, watch: _Stopwatch) -> State:
@@ -269,24 +264,28 @@ class Session:
         box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
         clicks = (*state.clicks, click)
         patch = self._segment(box, clicks, blend(state.patches, box), watch)
+        if patch is None:
+            return State(clicks, state.patches)
         return State(clicks, (*(p for p in state.patches if p is not refined), patch))
 
-    def _segment(self, box_zyx: Box, clicks: Sequence[Click], previous: np.ndarray, watch: _Stopwatch) -> Patch:
-        """The network's answer for one patch, from every click inside it and the mask so far."""
+    def _segment(self, box_zyx: Box, clicks: Sequence[Click], previous: np.ndarray, watch: _Stopwatch) -> Patch | None:
+        """The network's answer for one patch, from every click inside it and the mask so far.
+
+        None where there is nothing to say: no foreground yet, and only negative clicks.
+        """
         inside: dict[bool, list] = {True: [], False: []}
         for click in clicks:
             voxel_zyx = self.grid.voxel_zyx(click.ijk)
             if box_zyx.contains(voxel_zyx):
                 inside[click.positive].append(tuple(v - a for v, a in zip(voxel_zyx, box_zyx.start)))
+        if not inside[True] and not (previous > 0.5).any():
+            return None
         maps = prompt_maps(inside[True], inside[False], torch.from_numpy(previous), box_zyx.shape)
-        if inside[True] or (previous > 0.5).any():
-            features = self._encoded(box_zyx, watch)
-            with watch.stage("decode"):
-                probability = self._segmenter.decode(features, maps)
-            if not inside[True]:  # negative clicks alone take away, they never add
-                probability = np.minimum(probability, previous)
-        else:
-            probability = previous
+        features = self._encoded(box_zyx, watch)
+        with watch.stage("decode"):
+            probability = self._segmenter.decode(features, maps)
+        if not inside[True]:  # negative clicks alone take away, they never add
+            probability = np.minimum(probability, previous)
         # Close to a click, the patch that was segmented from it decides, also near its faces.
         weight = np.maximum(_fading(box_zyx, self.grid.box_zyx), maps[:2].amax(0).numpy())
         return Patch(box_zyx, probability.astype(np.float16), weight.astype(np.float16))
@@ -302,15 +301,22 @@ class Session:
         self._features.move_to_end(box_zyx)
         return self._features[box_zyx]
 
-    def _rewrite(self, before: State, after: State) -> None:
-        """Bring the mask up to date where the two states differ."""
-        changed = {id(p): p for p in (*before.patches, *after.patches)}
-        for patch in set(map(id, before.patches)) & set(map(id, after.patches)):
-            del changed[patch]
-        boxes = dict.fromkeys(p.box_zyx for p in changed.values())
-        for box_zyx in boxes:
-            box_ijk = self.grid.box_ijk_around(box_zyx, self.volume.shape_ijk)
-            self._mask[box_ijk.slices()] = self.probability(box_ijk) > 0.5
+    def _changes(self, before: State, after: State) -> list[tuple[Box, np.ndarray]]:
+        """Boxes of the scan where the two states may differ, with the later one's mask in each."""
+        in_both = set(map(id, before.patches)) & set(map(id, after.patches))
+        changed = [p.box_zyx for p in (*before.patches, *after.patches) if id(p) not in in_both]
+        boxes = [self.grid.box_ijk_around(box_zyx, self.volume.shape_ijk) for box_zyx in dict.fromkeys(changed)]
+        # Where a click left no patch behind, its own voxel may still change.
+        boxes += [Box(c.ijk, tuple(v + 1 for v in c.ijk)) for c in set(before.clicks) ^ set(after.clicks)]
+        return [(box, self._probability(after, box) > 0.5) for box in boxes]
+
+    def _probability(self, state: State, box_ijk: Box) -> np.ndarray:
+        region_zyx = self._region_zyx(box_ijk)
+        out = probability_on_scan(blend(state.patches, region_zyx), region_zyx, self.grid, box_ijk)
+        for click in state.clicks:
+            if box_ijk.contains(click.ijk):
+                out[tuple(v - a for v, a in zip(click.ijk, box_ijk.start))] = float(click.positive)
+        return out
 
     def _region_zyx(self, box_ijk: Box) -> Box:
         """All voxels of the model grid that trilinear interpolation on `box_ijk` reads."""

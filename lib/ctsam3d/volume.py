@@ -172,8 +172,8 @@ class ModelGrid:
         """The grid of `volume` at `spacing_mm` millimetres."""
         linear = _ZYX_FROM_RAS @ volume.affine_ras_mm[:3, :3] / spacing_mm
         shape = np.array(volume.shape_ijk, dtype=np.float64)
-        # The rounding of a header is not an oblique scan: what moves no voxel by 0.01 model voxel counts as zero.
-        linear[np.abs(linear) * shape < 0.01 * (np.abs(linear) < np.abs(linear).max(axis=0))] = 0.0
+        # The rounding of a header is not an oblique scan: what moves no voxel by 0.001 model voxel counts as zero.
+        linear[np.abs(linear) * shape < 0.001 * (np.abs(linear) < np.abs(linear).max(axis=0))] = 0.0
         corners_ijk = np.array(np.meshgrid(*[(-0.5, n - 0.5) for n in shape], indexing="ij")).reshape(3, -1)
         corners_zyx = linear @ corners_ijk
         low, high = corners_zyx.min(axis=1), corners_zyx.max(axis=1)

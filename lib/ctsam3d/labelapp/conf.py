@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ctsam3d.checkpoint import packaged_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp.requests import check_labels
 
@@ -17,7 +18,7 @@ class Conf:
     """Settings of the app.
 
     Attributes:
-        weights: ``--conf weights PATH``: "default", the packaged ones, or a .safetensors file.
+        weights: ``--conf weights PATH``: the name of packaged ones ("default"), or a .safetensors file.
         device: ``--conf device cpu|cuda``; default: a GPU where PyTorch finds one.
         labels: ``--conf labels a,b,c``: of the model ``ctsam3d``; default: the 107 of TotalSeg++.
     """
@@ -40,8 +41,11 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
 
 
 def _weights(weights: str) -> str:
-    if weights != "default" and not Path(weights).is_file():
-        raise FileNotFoundError(f"--conf weights must be 'default' or a .safetensors file, got {weights}")
+    if weights.endswith(".safetensors"):
+        if not Path(weights).is_file():
+            raise FileNotFoundError(f"--conf weights must be an existing .safetensors file, got {weights}")
+    elif weights != "default":
+        packaged_path(weights)
     return weights
 
 

@@ -23,6 +23,7 @@ BACKGROUND = "background"
 EXTENSIONS = (".nrrd", ".nii.gz", ".nii")
 DTYPES = ("uint8", "uint16", "int16", "uint32", "int32", "float32", "float64")
 MAX_CLICKS = 1000
+MAX_WORK = 4000  # structures times clicks: every click of one structure is a negative of each other one
 MAX_LABELS = 255  # values of a uint8 reply
 MAX_NAME = 200
 UNNAMED = "structure"
@@ -161,6 +162,9 @@ def _labelled(params: Mapping, labels: Sequence[str], shape_ijk: IJK) -> tuple[S
     background = clicks.pop(BACKGROUND, ())
     if not clicks:
         raise ValueError(f"params must hold at least one positive click under a label ({_some(labels)}), got none")
+    work = len(clicks) * (sum(map(len, clicks.values())) + len(background))
+    if work > MAX_WORK:
+        raise ValueError(f"params must hold at most {MAX_WORK} clicks times structures, got {work}")
     structures = []
     for value, label in enumerate(labels, start=1):
         if label in clicks:

@@ -140,8 +140,10 @@ class SessionStore:
             for key in sorted(keys):
                 found[key] = self._get(key, make)
                 stack.enter_context(found[key].lock)
-            yield [found[key] for key in keys]
-            self._trim(keep=set(keys))
+            try:
+                yield [found[key] for key in keys]
+            finally:
+                self._trim(keep=set(keys))
 
     def _get(self, key: SessionKey, make: Callable[[], HeldSession]) -> HeldSession:
         with self._lock:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 CLICK_SIGMA = 2.0  # voxels
 CLICK_RADIUS = 8  # voxels per axis; the map is 0 outside the box of 2 * 8 + 1 voxels
-MAX_CLICKS = 24  # clicks kept per patch, the latest
+MAX_CLICKS = 24  # clicks of one sign kept per patch, the latest
 
 Zyx = tuple[int, int, int]
 

@@ -57,7 +57,7 @@ class Run:
     Args:
         save_every: batches between two states.
         initial: weights to start from; fresh ones where None.
-        notes: stored with the weights (data, purpose).
+        notes: stored with the weights, beside the names of the volumes and the configuration.
         half: store the weights in half precision.
     """
 
@@ -81,7 +81,14 @@ class Run:
         self.steps = max(1, round(config.epochs * per_epoch / config.batch_size))
         self.step = 0
         torch.manual_seed(config.seed)
-        network = initial.network if initial else build(config.preset, encoder=config.encoder, prompt=config.prompt)
+        network = build(config.preset, encoder=config.encoder, prompt=config.prompt)
+        if initial:
+            if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):
+                raise ValueError(
+                    f"initial weights {initial.version} must have the run's network and HU window {config.hu_window}, "
+                    f"they have {initial.network.config} and {initial.hu_window}"
+                )
+            network = initial.network
         self.network = network.to(device, memory_format=torch.channels_last_3d).train()
         self.optimiser = torch.optim.AdamW(
             self.network.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
@@ -90,6 +97,15 @@ class Run:
     @property
     def weights_path(self) -> Path:
         return self.out / "model.safetensors"
+
+    @property
+    def log_path(self) -> Path:
+        return self.out / "log.jsonl"
+
+    def _identity(self) -> str:
+        """What a run must have in common with the one it resumes: configuration and volumes."""
+        volumes = [[volume.name for volume in source] for source in self.sources]
+        return json.dumps({"config": dataclasses.asdict(self.config), "volumes": volumes})
 
     @property
     def state_path(self) -> Path:
@@ -114,23 +130,31 @@ class Run:
         results = train_batch(self.network, self.optimiser, samples, self.config, rng)
         self.step += 1
         record = {"step": self.step, "learning_rate": rate, "rounds": [dataclasses.asdict(r) for r in results]}
-        with open(self.out / "log.jsonl", "a") as lines:
+        with open(self.log_path, "a") as lines:
             lines.write(json.dumps(record) + "\n")
         return results
 
     def save(self) -> None:
-        """The state to resume from, then the weights as they would be served; each replaced whole."""
+        """The weights as they would be served, then the state to resume from; each replaced whole.
+
+        In this order, so that a run killed in between makes the weights once more.
+        """
+        self._save_weights()
         state = {
             "step": self.step,
-            "config": json.dumps(dataclasses.asdict(self.config)),
+            "run": self._identity(),
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
         with atomic_path(self.state_path) as temporary:
             torch.save(state, temporary)
-        notes = {**self.notes, "training": dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
+
+    def _save_weights(self) -> None:
+        names = sorted({volume.name for source in self.sources for volume in source})
+        notes = {**self.notes, "data": names, "training": dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
         version = f"{self.config.preset}-step{self.step}"
-        content = checkpoint.Checkpoint(self.network, self.config.hu_window, SPACING_MM, version=version, notes=notes)
+        labels = tuple(sorted({name for source in self.sources for volume in source for name in volume.structures}))
+        content = checkpoint.Checkpoint(self.network, self.config.hu_window, SPACING_MM, labels, version, notes=notes)
         checkpoint.save(self.weights_path, content, half=self.half)
 
     def resume(self) -> None:
@@ -143,11 +167,12 @@ class Run:
         if not self.state_path.is_file():
             return
         state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        if state["config"] != json.dumps(dataclasses.asdict(self.config)):
-            raise ValueError(
-                f"out {self.out} must be new or hold a run of this configuration, it holds {state['config']}"
-            )
+        if state["run"] != self._identity():
+            raise ValueError(f"out {self.out} must be new or hold a run of this configuration, it holds {state['run']}")
         self.network.load_state_dict(state["network"])
         self.optimiser.load_state_dict(state["optimiser"])
         self.step = state["step"]
+        lines = self.log_path.read_text().splitlines()[: self.step]  # what came after the state is run again
+        with atomic_path(self.log_path) as temporary:
+            temporary.write_text("".join(f"{line}\n" for line in lines))
         log.info("resuming %s at batch %d of %d", self.out, self.step, self.steps)

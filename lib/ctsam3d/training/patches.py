@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from scipy import ndimage
@@ -25,6 +25,7 @@ class TrainingVolume:
         labels_zyx: uint8 or uint16, 0 where nothing is labelled.
         anchors: label value to (N, 3) voxels of it, at most `ANCHORS`, drawn at random.
         sizes: label value to its number of voxels.
+        structures: names of what is in `sizes`.
     """
 
     name: str
@@ -32,6 +33,7 @@ class TrainingVolume:
     labels_zyx: np.ndarray
     anchors: dict[int, np.ndarray]
     sizes: dict[int, int]
+    structures: tuple[str, ...]
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +67,8 @@ def training_volume(case: Case, spacing_mm: float, min_voxels: int = 50) -> Trai
             sizes[int(value)] = int(count)
     if not anchors:
         raise ValueError(f"case {case.name} must hold a structure of at least {min_voxels} model voxels, it has none")
-    return TrainingVolume(case.name, hu, labels, anchors, sizes)
+    structures = tuple(case.names[value - 1] for value in sizes)
+    return TrainingVolume(case.name, hu, labels, anchors, sizes, structures)
 
 
 def draw_sample(volume: TrainingVolume, size: int, power: float, augmentation: Augmentation, rng) -> Sample:
@@ -78,7 +81,7 @@ def draw_sample(volume: TrainingVolume, size: int, power: float, augmentation: A
     centre = anchor + rng.integers(-(size // 2) + 1, size // 2, 3)
     hu, target = _cut(volume, value, centre, size, augmentation, rng)
     if not target.any():  # a rotation can turn the anchor out of the patch
-        hu, target = _cut(volume, value, anchor, size, Augmentation(spatial=0.0), rng)
+        hu, target = _cut(volume, value, anchor, size, replace(augmentation, spatial=0.0), rng)
     return Sample(_change_intensity(hu, augmentation, rng), target)
 
 
