@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.geometry import volumes
+from tests.geometry import MODEL_MM, PATCH, lps_of_ijk, lps_of_model_voxel, volumes
 
-from ctsam3d.session import Session, blend
+from ctsam3d.session import Patch, Session, State, blend
 from ctsam3d.volume import Box, ModelGrid, Volume
 
 
@@ -201,6 +201,29 @@ def test_the_mask_lands_on_the_click(volume, data):
     offsets_mm = (np.argwhere(mask) - click) @ volume.affine_ras_mm[:3, :3].T
     reach_mm = np.linalg.norm(offsets_mm, axis=1).max()
     assert reach_mm <= (5.0 + np.sqrt(3) * 0.5 + 1.0) * 1.5 + max(volume.spacing_ijk_mm) / 2
+
+
+@settings(max_examples=400, deadline=None)
+@given(volume=volumes(), data=st.data())
+def test_a_patch_lands_on_the_scan_to_half_a_model_voxel(volume, data):
+    """A patch that holds a world coordinate, put on the scan, gives each voxel its own: 3 axes x 400 scans."""
+    click = tuple(data.draw(st.integers(0, n - 1)) for n in volume.shape_ijk)
+    session = Session(BallSegmenter(), volume)
+    box = session.grid.patch_zyx(session.grid.voxel_zyx(click), PATCH)
+    middle = [a + PATCH // 2 for a in box.start]
+    middle_lps_mm = lps_of_model_voxel(volume.affine_ras_mm, volume.shape_ijk, middle, MODEL_MM)
+    around = Box(tuple(max(0, v - 1) for v in click), tuple(min(n, v + 2) for v, n in zip(click, volume.shape_ijk)))
+    voxels = np.stack(np.meshgrid(*[np.arange(a, b) for a, b in zip(around.start, around.stop)], indexing="ij"), -1)
+    for axis in range(3):
+        offset_mm = (np.arange(PATCH) - PATCH // 2) * MODEL_MM
+        field = np.broadcast_to(
+            (0.5 + offset_mm / 200).reshape([-1 if a == axis else 1 for a in range(3)]), (PATCH,) * 3
+        )
+        patch = Patch(box, field.astype(np.float16), np.ones((PATCH,) * 3, np.float16))
+        session._history = [State((), (patch,))]
+        found_mm = (session.probability(around) - 0.5) * 200
+        expected_mm = (lps_of_ijk(volume.affine_ras_mm, voxels) - middle_lps_mm)[..., 2 - axis]
+        assert np.abs(found_mm - expected_mm).max() <= 0.75 + 0.06  # half precision of the patch: 0.05 mm here
 
 
 @pytest.mark.parametrize("spacing", [(1.5, 1.5, 1.5), (0.8, 0.8, 3.0)])

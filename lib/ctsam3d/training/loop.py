@@ -151,7 +151,8 @@ class Run:
 
     def _save_weights(self) -> None:
         names = sorted({volume.name for source in self.sources for volume in source})
-        notes = {**self.notes, "data": names, "training": dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
+        training = {**dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
+        notes = {**self.notes, "data": names, "training": training}
         version = f"{self.config.preset}-step{self.step}"
         labels = tuple(sorted({name for source in self.sources for volume in source for name in volume.structures}))
         content = checkpoint.Checkpoint(self.network, self.config.hu_window, SPACING_MM, labels, version, notes=notes)
