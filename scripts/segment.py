@@ -38,6 +38,7 @@ def _file(*suffixes: str):
 
 
 def parse(argv: list[str]) -> tuple[Parser, argparse.Namespace]:
+    """The checked command line, and its parser for errors that are found later; exits with 2 where it is wrong."""
     parser = Parser(description=__doc__, allow_abbrev=False)
     parser.add_argument("ct", metavar="CT", help="NIfTI, NRRD or MetaImage file, or a folder of DICOM slices")
     parser.add_argument("--click", dest="positive", type=_voxel, action="append", required=True, metavar="i,j,k",
@@ -56,6 +57,7 @@ def parse(argv: list[str]) -> tuple[Parser, argparse.Namespace]:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    """Run the clicks, write what was asked for, and say how much was segmented."""
     volume = ctsam3d.read_volume(arguments.ct)
     session = ctsam3d.load(arguments.weights, arguments.device).session(volume)
     start = time.perf_counter()

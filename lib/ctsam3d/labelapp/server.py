@@ -73,6 +73,7 @@ def make_router(app: MONAILabelApp) -> APIRouter:
         label: Annotated[UploadFile | None, File()] = None,
         output: str | None = None,
     ):
+        """One click request, off the event loop; a request that cannot be answered gets 4xx with its reason."""
         with _answered():
             task = _model(app, model)
             if output and output not in _OUTPUTS:
