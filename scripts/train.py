@@ -1,5 +1,8 @@
 #!/usr/bin/env python
-"""Train CT-SAM3D on folders of cases; run the same command again to go on after an interruption."""
+"""Train CT-SAM3D on folders of cases; run the same command again to go on after an interruption.
+
+On several GPUs: ``torchrun --nproc-per-node N scripts/train.py ... --device cuda``.
+"""
 
 import argparse
 import dataclasses
@@ -8,42 +11,57 @@ from pathlib import Path
 
 from ctsam3d import checkpoint
 from ctsam3d.model import PRESETS
-from ctsam3d.training.cases import load_sources
+from ctsam3d.training.cases import VolumeCache, load_groups
 from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.loop import train
+from ctsam3d.training.loop import Source, train
+from ctsam3d.training.processes import process_group
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", required=True, type=Path,
                         help="case folders, or folders of them; each argument is drawn from equally often")  # fmt: skip
-    parser.add_argument("--out", required=True, type=Path, help="folder for model.safetensors, log.jsonl, state.pt")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default="base")
-    parser.add_argument("--encoder", choices=("rest", "unet"), default="rest")
-    parser.add_argument("--prompt", choices=("psap", "rff"), default="psap")
+    parser.add_argument("--shares", nargs="+", type=float, help="of each --data argument, instead of equal ones")
+    parser.add_argument("--out", required=True, type=Path,
+                        help="folder for model.safetensors, log.jsonl, tensorboard/ and the states")  # fmt: skip
+    parser.add_argument("--cache", type=Path, help="folder for the resampled volumes (default: OUT/volumes)")
+    parser.add_argument("--preset", choices=sorted(PRESETS), default=TrainingConfig.preset)
+    parser.add_argument("--encoder", choices=("rest", "unet"), default=TrainingConfig.encoder)
+    parser.add_argument("--prompt", choices=("psap", "rff"), default=TrainingConfig.prompt)
     parser.add_argument("--epochs", type=int, default=TrainingConfig.epochs)
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     parser.add_argument("--schedule", choices=("step", "cosine"), default=TrainingConfig.schedule)
-    parser.add_argument("--batch-size", type=int, default=TrainingConfig.batch_size)
+    parser.add_argument("--batch-size", type=int, default=TrainingConfig.batch_size, help="pairs seen at once")
+    parser.add_argument("--accumulate", type=int, default=TrainingConfig.accumulate, help="batches seen before a step")
+    parser.add_argument("--rounds", type=int, default=TrainingConfig.rounds, help="simulated clicks a patch")
     parser.add_argument("--structure-power", type=float, default=TrainingConfig.structure_power)
+    parser.add_argument("--trainable", choices=("all", "decoder"), default=TrainingConfig.trainable)
+    parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--save-every", type=int, default=50, help="batches between two checkpoints")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")
+    parser.add_argument("--workers", type=int, help="processes that cut patches (default: 0 on a CPU, else 8)")
+    parser.add_argument("--save-every", type=int, default=50, help="steps between two states")
     parser.add_argument("--weights", type=Path, help="a .safetensors file to start from")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    shares = arguments.shares or [1.0] * len(arguments.data)
+    if len(shares) != len(arguments.data):
+        parser.error(f"--shares must have a number per --data argument, {len(arguments.data)}, got {len(shares)}")
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
     config = TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in names})
-    path = train(
-        load_sources(arguments.data),
-        config,
-        arguments.out,
-        device=arguments.device,
-        save_every=arguments.save_every,
-        initial=checkpoint.load(arguments.weights) if arguments.weights else None,
-        half=arguments.half,
-    )
+    groups = load_groups(arguments.data, VolumeCache(arguments.cache or arguments.out / "volumes"))
+    with process_group(arguments.device) as device:
+        path = train(
+            [Source(group, share) for group, share in zip(groups, shares)],
+            config,
+            arguments.out,
+            device=device,
+            workers=arguments.workers,
+            save_every=arguments.save_every,
+            initial=checkpoint.load(arguments.weights) if arguments.weights else None,
+            half=arguments.half,
+        )
     print(f"weights: {path}")
 
 

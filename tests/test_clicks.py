@@ -4,8 +4,10 @@ import itertools
 
 import numpy as np
 import pytest
+import torch
+from scipy import ndimage
 
-from ctsam3d.clicks import first_click, next_click
+from ctsam3d.clicks import _next_click_on_device, first_click, next_click, next_clicks, squared_depth
 
 
 def masks(shape, *boxes):
@@ -82,11 +84,10 @@ def test_no_click_where_the_masks_agree():
 def test_an_imprecise_user_stays_in_the_deep_half_and_is_repeatable():
     target = masks((30, 30), ((2, 27), (2, 27)))  # depth 13 in the middle
     empty = np.zeros_like(target)
-    seen = {next_click(empty, target, (1.0, 1.0), np.random.default_rng(s)) for s in range(40)}
+    seen = {next_click(empty, target, (1.0, 1.0), s / 40) for s in range(40)}
     assert len(seen) > 10
     assert all(sign and min(i - 1, 27 - i, j - 1, 27 - j) >= 6.5 for (i, j), sign in seen)
-    again = {next_click(empty, target, (1.0, 1.0), np.random.default_rng(s)) for s in range(40)}
-    assert seen == again
+    assert next_click(empty, target, (1.0, 1.0), 0.3) == next_click(empty, target, (1.0, 1.0), 0.3)
 
 
 def test_first_click_takes_every_voxel_of_the_structure_and_no_other_equally_often():
@@ -107,3 +108,41 @@ def test_first_click_is_decided_by_the_generator():
 def test_first_click_needs_a_structure():
     with pytest.raises(ValueError, match="empty mask of shape \\(2, 3, 4\\)"):
         first_click(np.zeros((2, 3, 4), bool), np.random.default_rng(0))
+
+
+# --- batches, and the way of the GPU ---------------------------------------------------------------------------------
+
+
+def blobs(seed, shape=(20, 24, 28)):
+    """A target and a prediction of smooth random shape, which err in both ways."""
+    rng = np.random.default_rng(seed)
+    return [ndimage.gaussian_filter(rng.normal(size=shape), 3) > 0 for _ in range(2)]
+
+
+def test_squared_depth_is_the_distance_transform():
+    regions = np.stack([blobs(0)[0], np.ones((20, 24, 28), bool), np.zeros((20, 24, 28), bool)])
+    depth = squared_depth(torch.from_numpy(regions)).numpy()
+    for region, own in zip(regions, depth):
+        truth = ndimage.distance_transform_edt(np.pad(region, 1))[1:-1, 1:-1, 1:-1]
+        assert np.allclose(np.sqrt(own), truth, atol=1e-5)
+
+
+@pytest.mark.parametrize("imprecise", [None, 0.0, 0.4, 0.999])
+def test_the_gpu_clicks_where_the_cpu_does(imprecise):
+    for seed in range(8):
+        prediction, target = blobs(seed)
+        on_device = _next_click_on_device(torch.from_numpy(prediction), torch.from_numpy(target), imprecise)
+        assert on_device == next_click(prediction, target, imprecise=imprecise)
+
+
+def test_no_click_on_the_gpu_where_the_masks_agree():
+    target = torch.from_numpy(blobs(0)[0])
+    assert _next_click_on_device(target, target.clone(), None) is None
+    assert _next_click_on_device(target, target.clone(), 0.5) is None
+
+
+def test_a_batch_is_clicked_patch_by_patch():
+    pairs = [blobs(seed) for seed in range(3)]
+    predictions, targets = (torch.from_numpy(np.stack(masks)) for masks in zip(*pairs))
+    expected = [next_click(p, t, imprecise=i) for (p, t), i in zip(pairs, (None, 0.2, None))]
+    assert next_clicks(predictions, targets, [None, 0.2, None]) == expected

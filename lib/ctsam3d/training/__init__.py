@@ -1,1 +1,1 @@
-"""Algorithm 1 of the paper: what is drawn, one step, and the loop."""
+"""Algorithm 1 of the paper: the pairs that are drawn, one step of click rounds, and the loop."""

@@ -26,18 +26,24 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A run of Algorithm 1 on single patches.
+    """A run of Algorithm 1.
 
     Attributes:
         hu_window: HU that become 0 and 1.
         epochs: passes over the volumes; warm-up and decay are given as shares of it, so that a short run has the
             paper's schedule by proportion (100 of 1000 epochs, x0.1 at 800).
         schedule: "step" (the paper's) or "cosine" (to zero, after the same warm-up).
-        samples_per_volume: patches drawn from a volume in an epoch.
-        batch_size: patches a step.
+        samples_per_volume: pairs drawn from a volume in an epoch.
+        batch_size: pairs a process sees at once.
+        accumulate: such batches a process sees before a step; a step learns from
+            ``batch_size * accumulate * processes`` pairs.
         rounds: simulated clicks a patch, an optimiser step after each.
         structure_power: a structure is drawn with probability proportional to (voxels)^power.
+        empty_share: pairs whose V lacks the structure.
         imprecise_clicks: share of later clicks that miss the deepest point.
+        trainable: "all", or "decoder": the decoder, P, and the encoder's norm layers.
+        frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
+        mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
     """
 
     preset: str = "base"
@@ -55,20 +61,29 @@ class TrainingConfig:
     gradient_clip: float = 5.0
     samples_per_volume: int = 8
     batch_size: int = 4
+    accumulate: int = 1
     rounds: int = 5
     structure_power: float = 0.7
+    empty_share: float = 0.25
     imprecise_clicks: float = 0.5
+    trainable: str = "all"
+    frozen_statistics: bool = False
+    mixed_precision: bool = True
     seed: int = 42
     augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
 
     def __post_init__(self):
-        for name in ("epochs", "samples_per_volume", "batch_size", "rounds"):
+        for name in ("epochs", "samples_per_volume", "batch_size", "accumulate", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        if self.schedule not in ("step", "cosine"):
-            raise ValueError(f"schedule must be 'step' or 'cosine', got {self.schedule!r}")
+        for name in ("empty_share", "imprecise_clicks"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
+        for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate at a share `progress` in [0, 1] of the run."""

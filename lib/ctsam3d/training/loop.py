@@ -1,61 +1,123 @@
-"""The training loop: resumable, deterministic on a CPU, one log line and one checkpoint at a time."""
+"""The training loop: Algorithm 1 over many volumes, on one process or many, resumable, the same again from one seed."""
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import logging
 import os
-from concurrent.futures import ThreadPoolExecutor
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
+from ctsam3d.model.layers import ChannelLayerNorm
+from ctsam3d.training import processes
 from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.patches import TrainingVolume, draw_sample
-from ctsam3d.training.step import train_batch
+from ctsam3d.training.log import RunLog
+from ctsam3d.training.pairs import TrainingVolume, draw_pair
+from ctsam3d.training.step import Batch, PairNetwork, RoundResult, collate, train_step
 
 log = logging.getLogger(__name__)
 
+KEPT_STATES = 2
 
-def train(sources: list[list[TrainingVolume]], config: TrainingConfig, out: str | os.PathLike, **options) -> Path:
-    """Train a network and write ``model.safetensors``, ``log.jsonl`` and the state to resume from under `out`.
 
-    Started again with the same arguments, a run goes on from its last state; every batch is drawn from (seed, step),
-    so that an interrupted run ends like one that was not.
+@dataclass(frozen=True)
+class Source:
+    """Volumes, and how often one of them is drawn, in proportion to the shares of the other sources."""
+
+    volumes: Sequence[TrainingVolume]
+    share: float = 1.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands after a step.
+
+    Attributes:
+        step, steps: done, and in all.
+        epoch, epochs: passes over the volumes begun, and in all.
+        rounds: of this step.
+        seconds_left: from the mean time of a step in this process.
+    """
+
+    step: int
+    steps: int
+    epoch: int
+    epochs: int
+    rounds: list[RoundResult]
+    seconds_left: float
+
+
+def train(
+    sources: Sequence[Source],
+    config: TrainingConfig,
+    out: str | os.PathLike,
+    *,
+    observe: Callable[[Progress], None] | None = None,
+    workers: int | None = None,
+    **options,
+) -> Path:
+    """Train a network and write ``model.safetensors``, ``log.jsonl``, TensorBoard's files and the state under `out`.
+
+    Started again with the same arguments, a run goes on from its last state. All that is random is drawn from the seed
+    and the step, so that an interrupted run ends like one that was not.
 
     Args:
-        sources: groups of volumes; each group is drawn from equally often, whatever its size.
+        observe: called after every step, on the first process.
+        workers: processes that cut patches; by default 0 on a CPU, which the network needs whole, else 8.
         options: see `Run`.
 
     Returns:
         Path of the weights.
+
+    Raises:
+        ValueError: an empty source, weights that do not fit, or `out` holds a run of another kind.
+        FloatingPointError: the loss is no longer finite.
     """
     run = Run(sources, config, Path(out), **options)
     run.resume()
-    with ThreadPoolExecutor(1) as background, tqdm(total=run.steps, initial=run.step, unit="batch") as bar:
-        samples = background.submit(run.draw, run.step)
-        while run.step < run.steps:
-            batch = samples.result()
-            samples = background.submit(run.draw, run.step + 1)  # the next batch is cut while this one is learnt
-            results = run.learn(batch)
-            bar.set_postfix_str(f"DSC {results[0].dsc:.2f} -> {results[-1].dsc:.2f}", refresh=False)
+    workers = (0 if run.device.type == "cpu" else 8) if workers is None else workers
+    start, first = time.monotonic(), run.step
+    loader = run.loader(workers)
+    with tqdm(total=run.steps, initial=run.step, unit="step", disable=processes.rank() > 0) as bar:
+        for batches in loader:
+            results = run.learn(batches)
+            bar.set_postfix_str(_summary(results), refresh=False)
             bar.update()
             if run.step % run.save_every == 0 or run.step == run.steps:
                 run.save()
+            if observe and processes.rank() == 0:
+                seconds_left = (time.monotonic() - start) / (run.step - first) * (run.steps - run.step)
+                observe(Progress(run.step, run.steps, run.epoch, config.epochs, results, seconds_left))
+    run.log.close()
     return run.weights_path
+
+
+def _summary(results: Sequence[RoundResult]) -> str:
+    loss = np.mean([0.2 * r.focal + 0.8 * r.dice for r in results])
+    return f"loss {loss:.3f}, DSC {results[0].dsc:.2f} -> {results[-1].dsc:.2f}"
 
 
 class Run:
     """The state of a run: network, optimiser, step.
 
     Args:
-        save_every: batches between two states.
+        sources: what pairs are drawn from.
+        device: of this process.
+        save_every: steps between two states.
         initial: weights to start from; fresh ones where None.
         notes: stored with the weights, beside the names of the volumes and the configuration.
         half: store the weights in half precision.
@@ -63,75 +125,61 @@ class Run:
 
     def __init__(
         self,
-        sources: list[list[TrainingVolume]],
+        sources: Sequence[Source],
         config: TrainingConfig,
         out: Path,
         *,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         save_every: int = 50,
         initial: checkpoint.Checkpoint | None = None,
         notes: dict | None = None,
         half: bool = False,
     ):
-        if not sources or not all(sources):
-            raise ValueError("sources must hold at least one volume each, got an empty one")
+        if not sources or not all(len(source.volumes) and source.share > 0 for source in sources):
+            raise ValueError("sources must each hold a volume and have a positive share, got an empty one")
         self.sources, self.config, self.out, self.save_every = sources, config, out, save_every
-        self.notes, self.half = notes or {}, half
-        per_epoch = sum(map(len, sources)) * config.samples_per_volume
-        self.steps = max(1, round(config.epochs * per_epoch / config.batch_size))
+        self.initial_sha256 = initial.sha256 if initial else None
+        self.notes, self.half, self.device = notes or {}, half, torch.device(device)
+        self.pairs = config.batch_size * config.accumulate * processes.count()  # a step
+        self.pairs_per_epoch = sum(len(source.volumes) for source in sources) * config.samples_per_volume
+        self.steps = max(1, round(config.epochs * self.pairs_per_epoch / self.pairs))
         self.step = 0
-        torch.manual_seed(config.seed)
-        network = build(config.preset, encoder=config.encoder, prompt=config.prompt)
-        if initial:
-            if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):
-                raise ValueError(
-                    f"initial weights {initial.version} must have the run's network and HU window {config.hu_window}, "
-                    f"they have {initial.network.config} and {initial.hu_window}"
-                )
-            network = initial.network
-        self.network = network.to(device, memory_format=torch.channels_last_3d).train()
+        self.network = _network(config, initial).to(self.device, memory_format=torch.channels_last_3d)
+        _set_trainable(self.network, config)
+        self.pair_network: nn.Module = PairNetwork(self.network)
+        if processes.count() > 1:
+            # With random Fourier features, the token for "no click" is never used: round 1 has one already.
+            self.pair_network = DistributedDataParallel(
+                self.pair_network, find_unused_parameters=config.prompt == "rff"
+            )
+        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            self.network.parameters(), config.learning_rate, config.betas, weight_decay=config.weight_decay
+            parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay
         )
+        self.log = RunLog(out, enabled=processes.rank() == 0)
 
     @property
     def weights_path(self) -> Path:
         return self.out / "model.safetensors"
 
     @property
-    def log_path(self) -> Path:
-        return self.out / "log.jsonl"
+    def epoch(self) -> int:
+        """The pass over the volumes that the last step belonged to, from 1."""
+        return min(self.config.epochs, 1 + max(0, self.step * self.pairs - 1) // self.pairs_per_epoch)
 
-    def _identity(self) -> str:
-        """What a run must have in common with the one it resumes: configuration and volumes."""
-        volumes = [[volume.name for volume in source] for source in self.sources]
-        return json.dumps({"config": dataclasses.asdict(self.config), "volumes": volumes})
+    def loader(self, workers: int) -> DataLoader:
+        """The batches of this process, from the present step on."""
+        steps = _Steps(self.sources, self.config, processes.rank() * self.config.accumulate)
+        return DataLoader(steps, batch_size=None, sampler=range(self.step, self.steps), num_workers=workers)
 
-    @property
-    def state_path(self) -> Path:
-        return self.out / "state.pt"
-
-    def draw(self, step: int) -> list:
-        """The samples of batch `step`."""
-        rng, config = np.random.default_rng([self.config.seed, step]), self.config
-        samples = []
-        for _ in range(config.batch_size):
-            source = self.sources[rng.integers(len(self.sources))]
-            volume = source[rng.integers(len(source))]
-            samples.append(draw_sample(volume, PATCH_SIZE, config.structure_power, config.augmentation, rng))
-        return samples
-
-    def learn(self, samples: list) -> list:
-        """One batch: the learning rate of this step, its click rounds, a line in the log."""
+    def learn(self, batches: Sequence[Batch]) -> list[RoundResult]:
+        """One step: the learning rate of this step, its click rounds, a line in the log."""
         rate = self.config.learning_rate_at((self.step + 1) / self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        rng = np.random.default_rng([self.config.seed, self.step, 1])
-        results = train_batch(self.network, self.optimiser, samples, self.config, rng)
+        results = train_step(self.pair_network, self.optimiser, batches, self.config, self.device)
         self.step += 1
-        record = {"step": self.step, "learning_rate": rate, "rounds": [dataclasses.asdict(r) for r in results]}
-        with open(self.log_path, "a") as lines:
-            lines.write(json.dumps(record) + "\n")
+        self.log.write(self.step, rate, results)
         return results
 
     def save(self) -> None:
@@ -139,6 +187,8 @@ class Run:
 
         In this order, so that a run killed in between makes the weights once more.
         """
+        if processes.rank() > 0:
+            return
         self._save_weights()
         state = {
             "step": self.step,
@@ -146,34 +196,94 @@ class Run:
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
         }
-        with atomic_path(self.state_path) as temporary:
+        with atomic_path(self.out / f"state-{self.step:09d}.pt") as temporary:
             torch.save(state, temporary)
+        for old in self._states()[:-KEPT_STATES]:
+            old.unlink()
+
+    def resume(self) -> None:
+        """Take up the latest state under `out`, if there is one.
+
+        Raises:
+            ValueError: it belongs to a run of another configuration, or on other volumes.
+        """
+        self.out.mkdir(parents=True, exist_ok=True)
+        states = self._states()
+        if states:
+            state = torch.load(states[-1], map_location="cpu", weights_only=True)
+            if state["run"] != self._identity():
+                raise ValueError(
+                    f"out {self.out} must be new or hold a run of this configuration, it holds {state['run']}"
+                )
+            self.network.load_state_dict(state["network"])
+            self.optimiser.load_state_dict(state["optimiser"])
+            self.step = state["step"]
+            log.info("resuming %s at step %d of %d", self.out, self.step, self.steps)
+        self.log.open(self.step)
+
+    def _states(self) -> list[Path]:
+        return sorted(self.out.glob("state-*.pt"))
+
+    def _identity(self) -> str:
+        """What a run must have in common with the one it resumes: configuration, volumes, initial weights."""
+        volumes = [[source.share, [volume.content for volume in source.volumes]] for source in self.sources]
+        config = dataclasses.asdict(self.config)
+        return json.dumps({"config": config, "pairs": self.pairs, "volumes": volumes, "initial": self.initial_sha256})
 
     def _save_weights(self) -> None:
-        names = sorted({volume.name for source in self.sources for volume in source})
+        volumes = [volume for source in self.sources for volume in source.volumes]
         training = {**dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
-        notes = {**self.notes, "data": names, "training": training}
+        notes = {**self.notes, "data": sorted({volume.name for volume in volumes}), "training": training}
         version = f"{self.config.preset}-step{self.step}"
-        labels = tuple(sorted({name for source in self.sources for volume in source for name in volume.structures}))
+        labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
         content = checkpoint.Checkpoint(self.network, self.config.hu_window, SPACING_MM, labels, version, notes=notes)
         checkpoint.save(self.weights_path, content, half=self.half)
 
-    def resume(self) -> None:
-        """Take up the state under `out`, if there is one.
 
-        Raises:
-            ValueError: it belongs to a run with another configuration.
-        """
-        self.out.mkdir(parents=True, exist_ok=True)
-        if not self.state_path.is_file():
-            return
-        state = torch.load(self.state_path, map_location="cpu", weights_only=True)
-        if state["run"] != self._identity():
-            raise ValueError(f"out {self.out} must be new or hold a run of this configuration, it holds {state['run']}")
-        self.network.load_state_dict(state["network"])
-        self.optimiser.load_state_dict(state["optimiser"])
-        self.step = state["step"]
-        lines = self.log_path.read_text().splitlines()[: self.step]  # what came after the state is run again
-        with atomic_path(self.log_path) as temporary:
-            temporary.write_text("".join(f"{line}\n" for line in lines))
-        log.info("resuming %s at batch %d of %d", self.out, self.step, self.steps)
+class _Steps(Dataset):
+    """The batches of one process at each step; every pair is drawn from (seed, step, its number in the step).
+
+    So it is the same pair whether another process sees it, or the same one as a further batch.
+    """
+
+    def __init__(self, sources: Sequence[Source], config: TrainingConfig, first_batch: int):
+        self.sources, self.config, self.first_batch = sources, config, first_batch
+        shares = np.array([source.share for source in sources], float)
+        self.shares = shares / shares.sum()
+
+    def __getitem__(self, step: int) -> list[Batch]:
+        size = self.config.batch_size
+        batches = range(self.first_batch, self.first_batch + self.config.accumulate)
+        return [self._batch(step, range(number * size, (number + 1) * size)) for number in batches]
+
+    def _batch(self, step: int, numbers: Sequence[int]) -> Batch:
+        pairs = [self._pair(np.random.default_rng([self.config.seed, step, number])) for number in numbers]
+        return collate(pairs, self.config.hu_window, [(self.config.seed, step, number) for number in numbers])
+
+    def _pair(self, rng: np.random.Generator):
+        volumes = self.sources[rng.choice(len(self.shares), p=self.shares)].volumes
+        return draw_pair(volumes[rng.integers(len(volumes))], PATCH_SIZE, self.config, rng)
+
+
+def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
+    torch.manual_seed(config.seed)
+    network = build(config.preset, encoder=config.encoder, prompt=config.prompt)
+    if initial is None:
+        return network
+    if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):
+        raise ValueError(
+            f"initial weights {initial.version} must have the run's network and HU window {config.hu_window}, "
+            f"they have {initial.network.config} and {initial.hu_window}"
+        )
+    return initial.network
+
+
+def _set_trainable(network: nn.Module, config: TrainingConfig) -> None:
+    """Train mode, less what the configuration keeps as it is."""
+    network.train()
+    for module in network.encoder.modules():
+        norm = isinstance(module, (ChannelLayerNorm, nn.LayerNorm, nn.BatchNorm3d))
+        for parameter in module.parameters(recurse=False):
+            parameter.requires_grad_(norm or config.trainable == "all")
+        if isinstance(module, nn.BatchNorm3d) and config.frozen_statistics:
+            module.eval()

@@ -1,92 +1,222 @@
-"""One batch through the N click rounds of Algorithm 1."""
+"""The N click rounds of Algorithm 1 on one batch of pairs.
+
+Axes: B pairs, 2B patches in the order U_0 ... U_B-1, V_0 ... V_B-1.
+"""
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 
-from ctsam3d.clicks import first_click, next_click
+from ctsam3d.clicks import first_click, next_clicks
 from ctsam3d.losses import DICE_WEIGHT, FOCAL_WEIGHT, dice_loss, focal_loss
-from ctsam3d.model.prompts import prompt_maps
+from ctsam3d.model.prompts import click_map
 from ctsam3d.model.sam3d import SAM3D
 from ctsam3d.resample import scale_hu
 from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.patches import Sample
+from ctsam3d.training.pairs import Pair
+
+Stage = Callable[[str], contextlib.AbstractContextManager]
 
 
 @dataclass(frozen=True)
 class RoundResult:
-    """Means over the batch after one click round."""
+    """Means over the pairs after one click round; `heatmap` is the squared error of P's."""
 
     focal: float
     dice: float
+    heatmap: float
     dsc: float
 
 
-def train_batch(network: SAM3D, optimiser, samples: list[Sample], config: TrainingConfig, rng) -> list[RoundResult]:
-    """N rounds: click, forward, loss, step; each later click goes into the error that the last round left.
+class Batch(NamedTuple):
+    """Pairs as tensors, so that a loader's process hands them over without a copy.
+
+    Attributes:
+        image: (2B, 1, D, H, W), intensities scaled to [0, 1].
+        target: bool (2B, 1, D, H, W).
+        heatmap: (2B, 1, D, H, W), what P should say of each patch: its `heatmap_target`.
+        clicks: int (2B, 3), round 1's click of each patch; -1 where the patch lacks the structure.
+        seed: of the simulated users, int64 (2B, 4).
+    """
+
+    image: Tensor
+    target: Tensor
+    heatmap: Tensor
+    clicks: Tensor
+    seed: Tensor
+
+
+def collate(pairs: Sequence[Pair], hu_window: tuple[float, float], seeds: Sequence[Sequence[int]]) -> Batch:
+    """A batch of pairs, and each patch's first click: uniform in its foreground.
 
     Args:
-        network: in train mode.
-        optimiser: steps once a round.
-        samples: the patches of the batch.
-        rng: draws the clicks.
+        seeds: of the simulated users' random numbers, the whole numbers that made each pair.
+    """
+    hu, target = ([*(getattr(p, name)[side] for side in (0, 1) for p in pairs)] for name in ("hu", "target"))
+    seed = [(*own, side) for side in (1, 2) for own in seeds]
+    clicks = [first_click(t, np.random.default_rng([*s, 1])) if t.any() else (-1, -1, -1) for t, s in zip(target, seed)]
+    return Batch(
+        image=torch.from_numpy(np.stack([scale_hu(patch, hu_window) for patch in hu])[:, None]),
+        target=torch.from_numpy(np.stack(target)[:, None]),
+        heatmap=torch.stack([heatmap_target(t) for t in target])[:, None],
+        clicks=torch.tensor(clicks),
+        seed=torch.tensor(seed),
+    )
+
+
+def heatmap_target(target: np.ndarray) -> Tensor:
+    """What P should say of a patch: a click's map at the centroid of its foreground, zero where it has none.
+
+    A structure can curve around its centroid; then the click is at the foreground voxel nearest to it, as a click
+    beside the structure would be a wrong one.
+
+    Args:
+        target: bool (D, H, W).
+    """
+    places = np.argwhere(target)
+    if len(places) == 0:
+        return torch.zeros(target.shape)
+    centroid = places.mean(0)
+    place = tuple(np.rint(centroid).astype(int))
+    if not target[place]:
+        place = tuple(places[((places - centroid) ** 2).sum(1).argmin()])
+    return click_map([tuple(int(v) for v in place)], target.shape)
+
+
+class PairNetwork(nn.Module):
+    """S and P as one forward pass, which is what DistributedDataParallel wants."""
+
+    def __init__(self, network: SAM3D):
+        super().__init__()
+        self.network = network
+
+    def forward(self, image: Tensor, prompts: Tensor, segmented: Tensor, source: Tensor, neighbour: Tensor):
+        """S on the patches `segmented`, then P from their masks, which carry no gradient.
+
+        Args:
+            image: (2B, 1, D, H, W).
+            prompts: (n, 3, D, H, W) of the patches `segmented`.
+            segmented: (n,), indices of patches.
+            source, neighbour: (m,), indices of patches; every source is segmented.
+
+        Returns:
+            Logits (n, 1, D, H, W) and heatmaps (m, 1, D, H, W).
+        """
+        logits = self.network(_memory(image[segmented]), prompts)
+        masks = torch.zeros_like(image)
+        masks[segmented] = (logits.detach() > 0).to(image.dtype)
+        heatmaps = self.network.propose(*map(_memory, (image[source], masks[source], image[neighbour])))
+        return logits, heatmaps
+
+
+class Rounds:
+    """A batch on its way through the click rounds: its clicks so far and its previous masks."""
+
+    def __init__(self, batch: Batch, config: TrainingConfig, device: torch.device | str):
+        self.config, self.device = config, torch.device(device)
+        self.image, self.target, self.heatmap = (t.to(self.device) for t in (batch.image, batch.target, batch.heatmap))
+        pairs = len(batch.image) // 2
+        filled = batch.clicks[:, 0] >= 0  # (2B,)
+        self.segmented = torch.nonzero(filled)[:, 0].to(self.device)  # (n,)
+        both = torch.nonzero(filled[pairs:])[:, 0] + pairs  # the V that can be sources themselves
+        every_u = torch.arange(pairs)
+        self.source = torch.cat([every_u, both]).to(self.device)  # (m,)
+        self.neighbour = torch.cat([every_u + pairs, both - pairs]).to(self.device)
+        self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
+        self.clicks = [{True: [tuple(click)], False: []} for click in batch.clicks[filled].tolist()]
+        self.previous = torch.zeros_like(self.image[self.segmented])  # (n, 1, D, H, W)
+
+    def prompts(self) -> Tensor:
+        """[P, N, Y] of the segmented patches, (n, 3, D, H, W)."""
+        size = tuple(self.image.shape[2:])
+        maps = torch.stack([torch.stack([click_map(own[sign], size) for sign in (True, False)]) for own in self.clicks])
+        return _memory(torch.cat([maps.to(self.device), self.previous], dim=1))
+
+    def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
+        mixed = self.config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+            logits, heatmaps = network(self.image, prompts, self.segmented, self.source, self.neighbour)
+        logits, target = logits.float(), self.target[self.segmented].float()
+        return logits, {
+            "focal": focal_loss(logits, target).mean(),
+            "dice": dice_loss(logits, target).mean(),
+            "heatmap": F.mse_loss(heatmaps.float(), self.heatmap[self.neighbour]),
+        }
+
+    def click(self, logits: Tensor) -> float:
+        """Take up the round's masks: they become the previous ones, and each user clicks into what is wrong.
+
+        Returns:
+            Mean DSC of the masks.
+        """
+        self.previous = torch.sigmoid(logits.detach())
+        masks, target = self.previous[:, 0] > 0.5, self.target[self.segmented, 0]
+        overlap, sizes = (masks & target).flatten(1).sum(1), masks.flatten(1).sum(1) + target.flatten(1).sum(1)
+        draws = [rng.random(2) for rng in self.rngs]
+        imprecise = [place if whether < self.config.imprecise_clicks else None for whether, place in draws]
+        for own, click in zip(self.clicks, next_clicks(masks, target, imprecise)):
+            if click is not None:
+                own[click[1]].append(click[0])
+        return float((2 * overlap / sizes).mean())
+
+
+def train_step(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    config: TrainingConfig,
+    device: torch.device | str = "cpu",
+    stage: Stage = contextlib.nullcontext,
+) -> list[RoundResult]:
+    """Algorithm 1 on some batches of pairs: N rounds, each a step of the optimiser over all of them.
+
+    Args:
+        network: a `PairNetwork`, or one wrapped in DistributedDataParallel, in train mode.
+        batches: whose gradients are accumulated, as if they were seen by as many processes.
+        stage: times the parts named "clicks", "network" and "optimiser"; see `scripts/benchmark.py training`.
 
     Raises:
         FloatingPointError: the loss is no longer finite.
     """
-    device = next(network.parameters()).device
-    image = _batch([scale_hu(s.hu, config.hu_window) for s in samples], device)
-    target = _batch([s.target.astype(np.float32) for s in samples], device)
-    users = [_SimulatedUser(s.target, config, rng) for s in samples]
-    previous, results = None, []
+    rounds, results = [Rounds(batch, config, device) for batch in batches], []
     for _ in range(config.rounds):
-        prompts = torch.stack([u.prompts(None if previous is None else previous[b, 0]) for b, u in enumerate(users)])
-        logits = network(image, _memory(prompts.to(device)))
-        focal, dice = focal_loss(logits, target).mean(), dice_loss(logits, target).mean()
-        loss = FOCAL_WEIGHT * focal + DICE_WEIGHT * dice
-        if not torch.isfinite(loss):
-            raise FloatingPointError(f"loss must stay finite, got {loss.item()}")
         optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
-        optimiser.step()
-        previous = torch.sigmoid(logits.detach())
-        masks = (previous[:, 0] > 0.5).cpu().numpy()
-        results.append(
-            RoundResult(focal.item(), dice.item(), float(np.mean([u.score(m) for u, m in zip(users, masks)])))
-        )
-        for user, mask in zip(users, masks):
-            user.look(mask)
+        answers = []
+        for number, own in enumerate(rounds, start=1):
+            with stage("clicks"):
+                prompts = own.prompts()
+            with stage("network"), _synchronised(network, number == len(rounds)):
+                logits, losses = own.forward(network, prompts)
+                loss = FOCAL_WEIGHT * losses["focal"] + DICE_WEIGHT * losses["dice"] + losses["heatmap"]
+                (loss / len(rounds)).backward()
+            answers.append((logits.detach(), {name: value.detach() for name, value in losses.items()}))
+        if not all(torch.isfinite(value) for _, losses in answers for value in losses.values()):
+            raise FloatingPointError(f"losses must stay finite, got {answers[-1][1]}")
+        with stage("optimiser"):
+            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+            optimiser.step()
+        with stage("clicks"):
+            dsc = [own.click(logits) for own, (logits, _) in zip(rounds, answers)]
+        means = {n: float(torch.stack([a[1][n] for a in answers]).mean()) for n in ("focal", "dice", "heatmap")}
+        results.append(RoundResult(**means, dsc=float(np.mean(dsc))))
     return results
 
 
-class _SimulatedUser:
-    """The clicks on one patch so far."""
-
-    def __init__(self, target: np.ndarray, config: TrainingConfig, rng: np.random.Generator):
-        self.target, self.config, self.rng = target, config, rng
-        self.clicks = {True: [first_click(target, rng)], False: []}
-
-    def look(self, mask: np.ndarray) -> None:
-        """Click once more, where `mask` is wrong."""
-        imprecise = self.rng.random() < self.config.imprecise_clicks
-        click = next_click(mask, self.target, rng=self.rng if imprecise else None)
-        if click is not None:
-            self.clicks[click[1]].append(click[0])
-
-    def prompts(self, previous: Tensor | None) -> Tensor:
-        return prompt_maps(self.clicks[True], self.clicks[False], previous, self.target.shape)
-
-    def score(self, mask: np.ndarray) -> float:
-        return 2 * (mask & self.target).sum() / (mask.sum() + self.target.sum())
-
-
-def _batch(arrays: list[np.ndarray], device) -> Tensor:
-    return _memory(torch.from_numpy(np.stack(arrays)[:, None]).to(device))
+def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
+    """Processes exchange gradients once a round, with the last of the accumulated batches."""
+    if isinstance(network, DistributedDataParallel) and not last:
+        return network.no_sync()
+    return contextlib.nullcontext()
 
 
 def _memory(tensor: Tensor) -> Tensor:

@@ -1,0 +1,149 @@
+"""Training volumes on the model grid, and the pairs of patches drawn from them. All arrays are zyx, of 1.5 mm voxels.
+
+A pair is two patches, U and V, that hold the same voxel of a structure, the anchor, anywhere inside them: their centres
+deviate from it by at most half a patch per axis (paper, Algorithm 1). In an empty pair V lacks the structure.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy import ndimage
+from scipy.spatial.transform import Rotation
+
+from ctsam3d.training.config import Augmentation, TrainingConfig
+from ctsam3d.volume import OUTSIDE_HU
+
+EMPTY_ATTEMPTS = 16  # places tried for a neighbour without the structure; a large structure may leave none
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingVolume:
+    """A scan and its label map, resampled to the model grid; the arrays may be mapped from disk.
+
+    Attributes:
+        content: SHA-256 of scan, labels and spacing.
+        hu_zyx: int16.
+        labels_zyx: uint8 or uint16, 0 where nothing is labelled.
+        anchors: label value to (N, 3) voxels of it, drawn at random.
+        sizes: label value to its number of voxels.
+        structures: names of what is in `sizes`.
+    """
+
+    name: str
+    content: str
+    hu_zyx: np.ndarray
+    labels_zyx: np.ndarray
+    anchors: dict[int, np.ndarray]
+    sizes: dict[int, int]
+    structures: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Pair:
+    """U and V, stacked in this order: HU as float32 and the bool mask of the structure, both (2, D, H, W).
+
+    V's mask is empty where `V` lacks the structure, U's never.
+    """
+
+    hu: np.ndarray
+    target: np.ndarray
+
+
+def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np.random.Generator) -> Pair:
+    """A structure by a power of its size, an anchor among its voxels, U and V around it; both changed alike.
+
+    Args:
+        size: voxels a side of a patch.
+        config: `structure_power`, `empty_share` and `augmentation` are used.
+    """
+    values = sorted(volume.sizes)
+    weights = np.array([volume.sizes[v] for v in values], float) ** config.structure_power
+    value = values[rng.choice(len(values), p=weights / weights.sum())]
+    anchors = volume.anchors[value]
+    anchor = anchors[rng.integers(len(anchors))].astype(int)
+    window = _Window(volume, value, anchor, _draw_matrix(config.augmentation, rng), size)
+    # The anchor's index in a patch is uniform, so that it lies in both and centres are up to a patch apart.
+    start_u, start_v = (-rng.integers(0, size, 3) for _ in range(2))
+    if rng.random() < config.empty_share:
+        start_v = _empty_neighbour(window, start_u, start_v, rng)
+    (hu_u, target_u), (hu_v, target_v) = window.cut(start_u), window.cut(start_v)
+    hu = np.stack([hu_u, hu_v])
+    return Pair(_change_intensity(hu, config.augmentation, rng), np.stack([target_u, target_v]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Window:
+    """A volume seen through a linear map about an anchor: voxel y of the window is voxel ``anchor + matrix @ y``."""
+
+    volume: TrainingVolume
+    value: int
+    anchor: np.ndarray
+    matrix: np.ndarray
+    size: int
+
+    def cut(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """HU and mask of the patch whose first voxel is `start`; beyond the scan is air without structure."""
+        low, high = self._source(start)
+        hu, target = self._crop(low, high)
+        if np.array_equal(np.abs(self.matrix), np.eye(3)):  # flips alone move whole voxels
+            flips = tuple(np.flatnonzero(np.diag(self.matrix) < 0))
+            return np.flip(hu, flips), np.flip(target > 0.5, flips)
+        offset, shape = self.anchor + self.matrix @ start - low, (self.size,) * 3
+        hu = ndimage.affine_transform(hu, self.matrix, offset, shape, order=1, mode="nearest")
+        target = ndimage.affine_transform(target, self.matrix, offset, shape, order=1, mode="constant")
+        return hu, target > 0.5
+
+    def empty(self, start: np.ndarray) -> bool:
+        """Whether the patch at `start` surely lacks the structure."""
+        low, high = self._source(start)
+        inside = tuple(slice(max(0, a), max(0, b)) for a, b in zip(low, high))
+        return not (self.volume.labels_zyx[inside] == self.value).any()
+
+    def _source(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The half-open box of the volume that the patch at `start` is made from."""
+        corners = np.stack(np.meshgrid(*[(s, s + self.size - 1) for s in start], indexing="ij")).reshape(3, -1)
+        reached = self.anchor[:, None] + self.matrix @ corners
+        return np.floor(reached.min(1)).astype(int), np.ceil(reached.max(1)).astype(int) + 1
+
+    def _crop(self, low: np.ndarray, high: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        shape = np.array(self.volume.hu_zyx.shape)
+        inside = tuple(slice(*np.clip((a, b), 0, n)) for a, b, n in zip(low, high, shape))
+        padding = [(max(0, min(-a, b - a)), max(0, min(b - n, b - a))) for a, b, n in zip(low, high, shape)]
+        hu = np.pad(self.volume.hu_zyx[inside].astype(np.float32), padding, constant_values=OUTSIDE_HU)
+        return hu, np.pad((self.volume.labels_zyx[inside] == self.value).astype(np.float32), padding)
+
+
+def _draw_matrix(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """Rotation with scaling, or none, then flips."""
+    matrix = np.eye(3)
+    if rng.random() < augmentation.spatial:
+        axis = rng.normal(size=3)
+        angle = np.radians(rng.uniform(-augmentation.rotation_degrees, augmentation.rotation_degrees))
+        matrix = Rotation.from_rotvec(axis / np.linalg.norm(axis) * angle).as_matrix()
+        matrix = matrix * rng.uniform(1 - augmentation.scale, 1 + augmentation.scale)
+    return matrix * np.where(rng.random(3) < augmentation.flip, -1, 1)
+
+
+def _empty_neighbour(window: _Window, start_u: np.ndarray, otherwise: np.ndarray, rng) -> np.ndarray:
+    """The start of a patch within a patch's length of U that lacks the structure; `otherwise` where none is found."""
+    for _ in range(EMPTY_ATTEMPTS):
+        start = start_u + rng.integers(-window.size, window.size + 1, 3)
+        if window.empty(start):
+            return start
+    return otherwise
+
+
+def _change_intensity(hu: np.ndarray, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:
+    """One blur, factor, shift and noise level for both patches, as both come from one scan; hu (2, D, H, W)."""
+    hu = np.array(hu, dtype=np.float32)
+    if rng.random() < augmentation.blur:
+        sigma = rng.uniform(0, augmentation.blur_voxels)
+        hu = np.stack([ndimage.gaussian_filter(patch, sigma) for patch in hu])
+    if rng.random() < augmentation.intensity:
+        hu *= 1 + rng.uniform(-augmentation.factor, augmentation.factor)
+        hu += rng.uniform(-augmentation.shift_hu, augmentation.shift_hu)
+    if rng.random() < augmentation.noise:
+        hu += rng.uniform(0, augmentation.noise_hu) * rng.standard_normal(hu.shape, dtype=np.float32)
+    return hu

@@ -1,0 +1,37 @@
+"""The processes of a run: one, or as many as torchrun started (torch.distributed)."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+import torch
+from torch import distributed
+
+
+def rank() -> int:
+    """Number of this process, 0 where it is the only one."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
+
+
+def count() -> int:
+    """Number of processes."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
+
+
+@contextlib.contextmanager
+def process_group(device: str) -> Iterator[str]:
+    """Join the processes that torchrun started, if it did; yields the device of this one ("cuda" gets its number)."""
+    if "WORLD_SIZE" not in os.environ:
+        yield device
+        return
+    cuda = device == "cuda"
+    if cuda:
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    distributed.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield device
+    finally:
+        distributed.destroy_process_group()

@@ -1,0 +1,191 @@
+"""Runs: resumed, seeded, shared between processes, partly frozen; that they learn."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ctsam3d import checkpoint
+from ctsam3d.training.cases import VolumeCache
+from ctsam3d.training.config import TrainingConfig
+from ctsam3d.training.loop import Progress, Run, Source, train
+from tests.training.boxes import STILL, boxes
+
+QUICK = TrainingConfig(preset="tiny", epochs=1, samples_per_volume=4, batch_size=1, rounds=2, learning_rate=1e-3)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory):
+    return [Source([VolumeCache(tmp_path_factory.mktemp("volumes")).get(boxes())])]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, sources):
+    """A run of four steps that nothing interrupted: its folder and what it reported."""
+    seen: list[Progress] = []
+    folder = tmp_path_factory.mktemp("whole")
+    train(sources, QUICK, folder, observe=seen.append, save_every=1)
+    return folder, seen
+
+
+def weights(path):
+    return checkpoint.load(path).network.state_dict()
+
+
+def same(a, b):
+    return all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_what_a_run_leaves_and_reports(trained):
+    folder, seen = trained
+    assert [(p.step, p.steps, p.epoch, p.epochs, len(p.rounds)) for p in seen] == [(n, 4, 1, 1, 2) for n in range(1, 5)]
+    assert seen[-1].seconds_left == 0 < seen[0].seconds_left
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4]
+    assert set(lines[0]["rounds"][0]) == {"focal", "dice", "heatmap", "dsc"}
+    assert any((folder / "tensorboard").iterdir())
+    assert [path.name for path in sorted(folder.glob("state-*"))] == ["state-000000003.pt", "state-000000004.pt"]
+    loaded = checkpoint.load(folder / "model.safetensors")
+    assert loaded.labels == ("big", "small") and loaded.notes["data"] == ["boxes"]
+    assert loaded.notes["training"]["step"] == 4
+
+
+def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, sources, trained):
+    part = Run(sources, QUICK, tmp_path)
+    part.resume()
+    batches = iter(part.loader(0))
+    for step in range(3):
+        part.learn(next(batches))
+        if step == 1:
+            part.save()
+    part.log.close()  # killed after step 3, whose state was not written
+    train(sources, QUICK, tmp_path)
+    assert same(weights(tmp_path / "model.safetensors"), weights(trained[0] / "model.safetensors"))
+    lines = [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert lines == [1, 2, 3, 4]
+
+
+def test_batches_do_not_depend_on_who_cuts_them(sources):
+    run = Run(sources, QUICK, Path("unused"))
+    here, there = ([b for batches in run.loader(workers) for b in batches] for workers in (0, 2))
+    assert len(here) == len(there) == 4
+    assert all(torch.equal(a, b) for one, other in zip(here, there) for a, b in zip(one, other))
+
+
+def test_a_finished_run_is_left_alone(trained, sources):
+    before = (trained[0] / "model.safetensors").read_bytes()
+    train(sources, QUICK, trained[0])
+    assert (trained[0] / "model.safetensors").read_bytes() == before
+
+
+@pytest.mark.parametrize("change", ["configuration", "volumes", "initial weights"])
+def test_another_run_does_not_resume(tmp_path, sources, trained, change):
+    Run(sources, QUICK, tmp_path).save()
+    config, initial = QUICK, None
+    if change == "configuration":
+        config = dataclasses.replace(QUICK, learning_rate=2e-3)
+    elif change == "volumes":
+        sources = [Source([VolumeCache(tmp_path / "volumes").get(boxes(shape=(40, 50, 64)))])]
+    else:
+        initial = checkpoint.load(trained[0] / "model.safetensors")
+    with pytest.raises(ValueError, match="must be new or hold a run of this configuration"):
+        Run(sources, config, tmp_path, initial=initial).resume()
+
+
+def test_an_empty_source_is_refused(sources):
+    with pytest.raises(ValueError, match="sources must each hold a volume"):
+        Run([*sources, Source([])], QUICK, Path("unused"))
+
+
+def test_weights_that_do_not_fit_are_refused(trained, sources):
+    initial = checkpoint.load(trained[0] / "model.safetensors")
+    with pytest.raises(ValueError, match="initial weights tiny-step4 must have the run's network"):
+        Run(sources, dataclasses.replace(QUICK, preset="small"), Path("unused"), initial=initial)
+
+
+def test_volumes_are_drawn_by_the_shares_of_their_sources(tmp_path, sources):
+    other = VolumeCache(tmp_path).get(boxes(shape=(40, 50, 64)))
+    shared = [Source(sources[0].volumes, 3), Source([other], 1)]
+    config = dataclasses.replace(QUICK, samples_per_volume=100, augmentation=STILL)
+    run = Run(shared, config, tmp_path / "run")
+    rng = np.random.default_rng(0)
+    dataset = run.loader(0).dataset
+    drawn = [dataset.sources[rng.choice(2, p=dataset.shares)] is shared[1] for _ in range(400)]
+    assert run.steps == 200 and np.mean(drawn) == pytest.approx(0.25, abs=0.06)
+
+
+def test_retraining_keeps_the_statistics_and_the_encoder(tmp_path, sources, trained):
+    """By default norm layers, decoder and P learn; the stem's batch norm stays in eval mode."""
+    config = dataclasses.replace(QUICK, trainable="decoder", frozen_statistics=True)
+    path = train(
+        sources, config, tmp_path, initial=checkpoint.load(trained[0] / "model.safetensors"), observe=lambda _: None
+    )
+    before, after = weights(trained[0] / "model.safetensors"), weights(path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert not any("running" in name for name in changed)
+    encoder = {name for name in changed if name.startswith("encoder.")}
+    assert encoder and all(before[name].ndim == 1 for name in encoder)  # scales and shifts of norms alone
+    assert "encoder.stages.1.blocks.0.mlp_norm.weight" in encoder
+    assert any(name.startswith("decoder.") for name in changed) and any(n.startswith("cross_patch.") for n in changed)
+
+
+WORKER = """
+import dataclasses, sys, torch
+from pathlib import Path
+from ctsam3d.training import processes
+from ctsam3d.training.cases import VolumeCache
+from ctsam3d.training.loop import Run, Source, train
+from tests.training.boxes import boxes
+from tests.training.test_loop import QUICK
+out, accumulate = Path(sys.argv[1]), int(sys.argv[2])
+config = dataclasses.replace(QUICK, accumulate=accumulate, gradient_clip=1e9)
+with processes.process_group("cpu") as device:
+    torch.set_num_threads(1)
+    sources = [Source([VolumeCache(out / "volumes").get(boxes())])]
+    rank, count = processes.rank(), processes.count()
+    run = Run(sources, dataclasses.replace(config, rounds=1), out / f"one-{count}", device=device)
+    run.resume()
+    run.learn(next(iter(run.loader(0))))
+    torch.save([p.grad.clone() for p in run.network.parameters()], out / f"gradients-{count}-{rank}.pt")
+    run = Run(sources, config, out / f"run-{count}", device=device)
+    run.resume()
+    for batches in run.loader(0):
+        run.learn(batches)
+    run.save()
+    torch.save(list(run.network.parameters()), out / f"parameters-{count}-{rank}.pt")
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_learn_what_one_learns_from_the_same_batches(tmp_path):
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[2])}
+    for processes, accumulate in ((2, 1), (1, 2)):
+        arguments = [*command, str(processes), str(tmp_path / "worker.py"), str(tmp_path), str(accumulate)]
+        subprocess.run(arguments, env=environment, check=True, timeout=300)
+
+    def read(name):
+        return torch.cat([t.detach().flatten() for t in torch.load(tmp_path / f"{name}.pt", weights_only=False)])
+
+    assert torch.equal(read("parameters-2-0"), read("parameters-2-1"))
+    assert torch.equal(read("gradients-2-0"), read("gradients-2-1"))
+    assert torch.allclose(read("gradients-2-0"), read("gradients-1-0"), atol=1e-5)
+    lines = (tmp_path / "run-2" / "log.jsonl").read_text().splitlines()
+    assert len(lines) == 2  # four pairs, two a step; one log
+
+
+@pytest.mark.slow
+def test_it_learns(tmp_path, sources):
+    config = dataclasses.replace(QUICK, samples_per_volume=30, learning_rate=3e-3, augmentation=STILL)
+    train(sources, config, tmp_path)
+    rounds = [json.loads(line)["rounds"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    dice, heatmap = ([np.mean([r[name] for r in line]) for line in rounds] for name in ("dice", "heatmap"))
+    assert np.mean(dice[-5:]) < np.mean(dice[:5]) - 0.1
+    assert np.mean(heatmap[-5:]) < 0.5 * np.mean(heatmap[:5])
