@@ -1,21 +1,46 @@
 #!/usr/bin/env python
-"""Measure how long things take here. `benchmark.py click`: seconds of a first and a second click, by stage."""
+"""Measure how long things take here; medians of one run.
+
+click: seconds of a first and a second click, by stage. training: seconds of a step of Algorithm 1, and where they go.
+"""
 
 import argparse
 
-from ctsam3d.evaluation.benchmark import STAGES, benchmark_clicks
+from ctsam3d.evaluation.benchmark import SHARES, STAGES, benchmark_clicks, benchmark_training
+
+
+def _print_table(header: list[str], rows: list[list[str]]) -> None:
+    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
+    for row in rows:
+        print("| " + " | ".join(row) + " |")
+
+
+def _clicks(arguments: argparse.Namespace) -> None:
+    rows = benchmark_clicks(arguments.presets, arguments.repeats, arguments.device)
+    table = [[row["preset"], row["click"], *(f"{row[stage]:.3f}" for stage in STAGES)] for row in rows]
+    _print_table(["preset", "click", *(f"{stage} s" for stage in STAGES)], table)
+
+
+def _training(arguments: argparse.Namespace) -> None:
+    rows = benchmark_training(arguments.presets, arguments.repeats, arguments.device, arguments.batch_size)
+    table = [
+        [row["preset"], f"{row['step']:.2f}", f"{row['pair-round']:.3f}",
+         *(f"{100 * row[name]:.1f} %" for name in SHARES), f"{row['memory']:.1f}"]
+        for row in rows
+    ]  # fmt: skip
+    _print_table(["preset", "step s", "pair-round s", *SHARES, "peak memory GB"], table)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("what", choices=("click",))
-    parser.add_argument("--presets", default="tiny,base", help="tiny,small,base")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("click", "training"))
+    parser.add_argument("--presets", type=lambda text: text.split(","), help="tiny,small,base")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--batch-size", type=int, default=4, help="training: pairs a step")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
-    print("| preset | click | " + " | ".join(f"{stage} s" for stage in STAGES) + " |\n|" + "---|" * (2 + len(STAGES)))
-    for row in benchmark_clicks(arguments.presets.split(","), arguments.repeats, arguments.device):
-        print(f"| {row['preset']} | {row['click']} | " + " | ".join(f"{row[stage]:.3f}" for stage in STAGES) + " |")
+    arguments.presets = arguments.presets or {"click": ["tiny", "base"], "training": ["tiny", "small"]}[arguments.what]
+    {"click": _clicks, "training": _training}[arguments.what](arguments)
 
 
 if __name__ == "__main__":

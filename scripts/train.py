@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=TrainingConfig.accumulate, help="batches seen before a step")
     parser.add_argument("--rounds", type=int, default=TrainingConfig.rounds, help="simulated clicks a patch")
     parser.add_argument("--structure-power", type=float, default=TrainingConfig.structure_power)
-    parser.add_argument("--trainable", choices=("all", "decoder"), default=TrainingConfig.trainable)
+    parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
     parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")

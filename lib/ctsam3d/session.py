@@ -77,6 +77,14 @@ class Segmenter:
         logits = self.network.decode(features, self._on_device(prompts[None]))
         return torch.sigmoid(logits.float())[0, 0].cpu().numpy()
 
+    @torch.inference_mode()
+    def propose(self, hu_zyx: np.ndarray, mask_zyx: np.ndarray, neighbour_hu_zyx: np.ndarray) -> np.ndarray:
+        """P's raw heatmap (D, H, W) of a neighbour, from a patch in HU, its bool mask, and the neighbour in HU."""
+        scaled = [scale_hu(hu, self.info.hu_window) for hu in (hu_zyx, neighbour_hu_zyx)]
+        arrays = (scaled[0], mask_zyx.astype(np.float32), scaled[1])
+        heatmap = self.network.propose(*(self._on_device(torch.from_numpy(array)[None, None]) for array in arrays))
+        return heatmap[0, 0].float().cpu().numpy()
+
     def _on_device(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device).contiguous(memory_format=torch.channels_last_3d)
 

@@ -2,11 +2,11 @@
 
 import numpy as np
 import pytest
+from tests.training.boxes import boxes
 
 from ctsam3d.data.io import Case
 from ctsam3d.training.cases import VolumeCache, load_group
 from ctsam3d.training.pairs import TrainingVolume
-from tests.training.boxes import boxes
 
 
 def test_a_volume_lies_on_the_model_grid(tmp_path):

@@ -10,12 +10,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tests.training.boxes import STILL, boxes
 
 from ctsam3d import checkpoint
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import Progress, Run, Source, train
-from tests.training.boxes import STILL, boxes
 
 QUICK = TrainingConfig(preset="tiny", epochs=1, samples_per_volume=4, batch_size=1, rounds=2, learning_rate=1e-3)
 

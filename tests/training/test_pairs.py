@@ -4,12 +4,12 @@ import dataclasses
 
 import numpy as np
 import pytest
+from tests.training.boxes import STILL, boxes, lone
 
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.pairs import draw_pair
 from ctsam3d.volume import OUTSIDE_HU
-from tests.training.boxes import STILL, boxes, lone
 
 FULL = TrainingConfig(preset="tiny", augmentation=STILL, empty_share=0)
 

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from tests.training.boxes import STILL
 
 from ctsam3d.losses import mask_loss
 from ctsam3d.model import build
@@ -12,7 +13,6 @@ from ctsam3d.model.prompts import click_map
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.pairs import Pair
 from ctsam3d.training.step import PairNetwork, Rounds, collate, heatmap_target, train_step
-from tests.training.boxes import STILL
 
 CONFIG = TrainingConfig(preset="tiny", rounds=2, learning_rate=1e-3, augmentation=STILL)
 

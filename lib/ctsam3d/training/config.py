@@ -41,7 +41,8 @@ class TrainingConfig:
         structure_power: a structure is drawn with probability proportional to (voxels)^power.
         empty_share: pairs whose V lacks the structure.
         imprecise_clicks: share of later clicks that miss the deepest point.
-        trainable: "all", or "decoder": the decoder, P, and the encoder's norm layers.
+        trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
+            masks and in one round, a cheap beginning as S does not run.
         frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
         mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
     """
@@ -81,7 +82,7 @@ class TrainingConfig:
         for name in ("empty_share", "imprecise_clicks"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder")}.items():
+        for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder", "cross_patch")}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 

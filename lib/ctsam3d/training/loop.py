@@ -21,13 +21,22 @@ from tqdm import tqdm
 
 from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
+from ctsam3d.losses import DICE_WEIGHT, FOCAL_WEIGHT
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
 from ctsam3d.model.layers import ChannelLayerNorm
 from ctsam3d.training import processes
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.log import RunLog
 from ctsam3d.training.pairs import TrainingVolume, draw_pair
-from ctsam3d.training.step import Batch, PairNetwork, RoundResult, collate, train_step
+from ctsam3d.training.step import (
+    Batch,
+    PairNetwork,
+    RoundResult,
+    TrueMaskNetwork,
+    collate,
+    train_step,
+    train_step_true_masks,
+)
 
 log = logging.getLogger(__name__)
 
@@ -107,8 +116,9 @@ def train(
 
 
 def _summary(results: Sequence[RoundResult]) -> str:
-    loss = np.mean([0.2 * r.focal + 0.8 * r.dice for r in results])
-    return f"loss {loss:.3f}, DSC {results[0].dsc:.2f} -> {results[-1].dsc:.2f}"
+    loss = np.mean([FOCAL_WEIGHT * r.focal + DICE_WEIGHT * r.dice for r in results])
+    heatmap = np.mean([r.heatmap for r in results])
+    return f"loss {loss:.3f}, heatmap {heatmap:.1e}, DSC {results[0].dsc:.2f} -> {results[-1].dsc:.2f}"
 
 
 class Run:
@@ -146,7 +156,9 @@ class Run:
         self.step = 0
         self.network = _network(config, initial).to(self.device, memory_format=torch.channels_last_3d)
         _set_trainable(self.network, config)
-        self.pair_network: nn.Module = PairNetwork(self.network)
+        alone = config.trainable == "cross_patch"
+        self._train_step = train_step_true_masks if alone else train_step
+        self.pair_network: nn.Module = (TrueMaskNetwork if alone else PairNetwork)(self.network)
         if processes.count() > 1:
             # With random Fourier features, the token for "no click" is never used: round 1 has one already.
             self.pair_network = DistributedDataParallel(
@@ -177,7 +189,7 @@ class Run:
         rate = self.config.learning_rate_at((self.step + 1) / self.steps)
         for group in self.optimiser.param_groups:
             group["lr"] = rate
-        results = train_step(self.pair_network, self.optimiser, batches, self.config, self.device)
+        results = self._train_step(self.pair_network, self.optimiser, batches, self.config, self.device)
         self.step += 1
         self.log.write(self.step, rate, results)
         return results
@@ -281,6 +293,10 @@ def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
 def _set_trainable(network: nn.Module, config: TrainingConfig) -> None:
     """Train mode, less what the configuration keeps as it is."""
     network.train()
+    if config.trainable == "cross_patch":
+        network.encoder.requires_grad_(False)
+        network.decoder.requires_grad_(False)
+        return
     for module in network.encoder.modules():
         norm = isinstance(module, (ChannelLayerNorm, nn.LayerNorm, nn.BatchNorm3d))
         for parameter in module.parameters(recurse=False):

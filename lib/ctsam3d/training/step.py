@@ -93,7 +93,7 @@ def heatmap_target(target: np.ndarray) -> Tensor:
 
 
 class PairNetwork(nn.Module):
-    """S and P as one forward pass, which is what DistributedDataParallel wants."""
+    """S and P as one forward pass, as DistributedDataParallel needs it."""
 
     def __init__(self, network: SAM3D):
         super().__init__()
@@ -114,8 +114,18 @@ class PairNetwork(nn.Module):
         logits = self.network(_memory(image[segmented]), prompts)
         masks = torch.zeros_like(image)
         masks[segmented] = (logits.detach() > 0).to(image.dtype)
-        heatmaps = self.network.propose(*map(_memory, (image[source], masks[source], image[neighbour])))
-        return logits, heatmaps
+        return logits, self.propose(image, masks, source, neighbour)
+
+    def propose(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor) -> Tensor:
+        """P's heatmaps (m, 1, D, H, W), from masks (2B, 1, D, H, W) in {0, 1}."""
+        return self.network.propose(*map(_memory, (image[source], masks[source], image[neighbour])))
+
+
+class TrueMaskNetwork(PairNetwork):
+    """P alone, from the true masks."""
+
+    def forward(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor) -> Tensor:
+        return self.propose(image, masks, source, neighbour)
 
 
 class Rounds:
@@ -143,15 +153,24 @@ class Rounds:
 
     def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
-        mixed = self.config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=mixed):
+        with self._mixed_precision():
             logits, heatmaps = network(self.image, prompts, self.segmented, self.source, self.neighbour)
         logits, target = logits.float(), self.target[self.segmented].float()
-        return logits, {
-            "focal": focal_loss(logits, target).mean(),
-            "dice": dice_loss(logits, target).mean(),
-            "heatmap": F.mse_loss(heatmaps.float(), self.heatmap[self.neighbour]),
-        }
+        losses = {"focal": focal_loss(logits, target).mean(), "dice": dice_loss(logits, target).mean()}
+        return logits, {**losses, "heatmap": self._heatmap_loss(heatmaps)}
+
+    def forward_true_masks(self, network: nn.Module) -> Tensor:
+        """The loss of P alone (a `TrueMaskNetwork`)."""
+        with self._mixed_precision():
+            heatmaps = network(self.image, self.target.float(), self.source, self.neighbour)
+        return self._heatmap_loss(heatmaps)
+
+    def _mixed_precision(self) -> contextlib.AbstractContextManager:
+        enabled = self.config.mixed_precision and self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
+
+    def _heatmap_loss(self, heatmaps: Tensor) -> Tensor:
+        return F.mse_loss(heatmaps.float(), self.heatmap[self.neighbour])
 
     def click(self, logits: Tensor) -> float:
         """Take up the round's masks: they become the previous ones, and each user clicks into what is wrong.
@@ -210,6 +229,28 @@ def train_step(
         means = {n: float(torch.stack([a[1][n] for a in answers]).mean()) for n in ("focal", "dice", "heatmap")}
         results.append(RoundResult(**means, dsc=float(np.mean(dsc))))
     return results
+
+
+def train_step_true_masks(
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    batches: Sequence[Batch],
+    config: TrainingConfig,
+    device: torch.device | str = "cpu",
+) -> list[RoundResult]:
+    """One step of P alone, from the true masks; as `train_step`, with a `TrueMaskNetwork`."""
+    optimiser.zero_grad(set_to_none=True)
+    losses = []
+    for number, batch in enumerate(batches, start=1):
+        with _synchronised(network, number == len(batches)):
+            loss = Rounds(batch, config, device).forward_true_masks(network)
+            (loss / len(batches)).backward()
+        losses.append(loss.item())
+    if not np.isfinite(losses).all():
+        raise FloatingPointError(f"losses must stay finite, got {losses}")
+    nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+    optimiser.step()
+    return [RoundResult(focal=0.0, dice=0.0, heatmap=float(np.mean(losses)), dsc=1.0)]
 
 
 def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:

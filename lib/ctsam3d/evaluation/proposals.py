@@ -1,0 +1,125 @@
+"""How well P carries a click to the patches beside it: its peak in the structure, and low where there is none."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from ctsam3d.clicks import first_click, next_click
+from ctsam3d.data.io import Case
+from ctsam3d.expansion import STRIDE, neighbours, peak
+from ctsam3d.model.build import PATCH_SIZE
+from ctsam3d.model.prompts import prompt_maps
+from ctsam3d.resample import crop_hu, crop_labels
+from ctsam3d.session import Segmenter
+from ctsam3d.volume import Box, ModelGrid
+
+HOLDS = 200  # model voxels (0.7 ml) of the structure from which on a neighbour holds it
+
+
+@dataclass(frozen=True)
+class Proposal:
+    """P's answer for one neighbour of one patch.
+
+    Attributes:
+        steps: number of axes along which the neighbour lies aside, 1 to 3.
+        voxels: of the structure in the neighbour.
+        peak: height of the heatmap's peak.
+        hit: whether the peak lies in the structure.
+    """
+
+    case: str
+    structure: str
+    seed: int
+    steps: int
+    voxels: int
+    peak: float
+    hit: bool
+
+
+def propose_around(
+    segmenter: Segmenter,
+    case: Case,
+    structures: Sequence[str],
+    seeds: Sequence[int],
+    stride: int = STRIDE,
+    clicks: int = 0,
+) -> list[Proposal]:
+    """P's answers for all neighbours of a patch around a random voxel of each structure.
+
+    Args:
+        clicks: so many simulated clicks make the patch's mask; 0 for the true one.
+    """
+    grid, found = ModelGrid.of(case.volume, segmenter.info.spacing_mm), []
+    for structure in structures:
+        target = crop_labels(case.mask(structure).astype(np.uint8), grid, grid.box_zyx) > 0
+        places = np.argwhere(target)
+        for seed in seeds if len(places) else ():
+            rng = np.random.default_rng([seed, zlib.crc32(f"{case.name}/{structure}".encode())])
+            box = grid.patch_zyx(tuple(int(v) for v in places[rng.integers(len(places))]), PATCH_SIZE)
+            mask = _mask(segmenter, case, grid, box, target, clicks, rng)
+            found += _proposals(segmenter, case, grid, box, mask, target, (case.name, structure, seed), stride)
+    return found
+
+
+def _proposals(segmenter, case, grid, box, mask, target, key, stride) -> Iterable[Proposal]:
+    hu = crop_hu(case.volume, grid, box)
+    for neighbour in neighbours(box, grid.box_zyx, stride):
+        heatmap = segmenter.propose(hu, mask, crop_hu(case.volume, grid, neighbour))
+        place, height = peak(heatmap)
+        held = _crop(target, neighbour)
+        steps = sum(a != b for a, b in zip(neighbour.start, box.start))
+        yield Proposal(*key, steps, int(held.sum()), height, bool(held[place]))
+
+
+def _mask(segmenter, case, grid, box, target, clicks: int, rng) -> np.ndarray:
+    """The structure in the patch, bool (D, H, W): the true mask, or what some clicks in it give."""
+    true = _crop(target, box)
+    if clicks == 0:
+        return true
+    features = segmenter.encode(crop_hu(case.volume, grid, box))
+    given: dict[bool, list] = {True: [first_click(true, rng)], False: []}
+    previous = None
+    for _ in range(clicks):
+        previous = segmenter.decode(features, prompt_maps(given[True], given[False], previous, true.shape))
+        click = next_click(previous > 0.5, true)
+        previous = torch.from_numpy(previous)
+        if click is None:
+            break
+        given[click[1]].append(click[0])
+    return previous.numpy() > 0.5
+
+
+def _crop(mask_zyx: np.ndarray, box: Box) -> np.ndarray:
+    """`mask_zyx` in a box that may reach beyond it, where nothing is."""
+    inside = box.intersection(Box((0, 0, 0), mask_zyx.shape))
+    out = np.zeros(box.shape, bool)
+    out[tuple(slice(a - s, b - s) for a, b, s in zip(inside.start, inside.stop, box.start))] = mask_zyx[inside.slices()]
+    return out
+
+
+def summarise(proposals: Sequence[Proposal], holds: int = HOLDS) -> dict[str, float]:
+    """Shares over the neighbours that hold the structure and those that lack it.
+
+    Returns:
+        ``holding`` and ``lacking`` (numbers of neighbours), ``hit`` (share of the holding ones whose peak lies in the
+        structure), ``threshold`` (the peak that nine of ten lacking ones stay below), ``found`` (share of the holding
+        ones above it) and ``found_hit`` (share of those whose peak lies in the structure).
+    """
+    frame = pd.DataFrame(proposals)
+    held, lacking = frame[frame["voxels"] >= holds], frame[frame["voxels"] == 0]
+    threshold = float(lacking["peak"].quantile(0.9)) if len(lacking) else 0.0
+    found = held[held["peak"] > threshold]
+    return {
+        "holding": len(held),
+        "lacking": len(lacking),
+        "hit": float(held["hit"].mean()),
+        "threshold": threshold,
+        "found": len(found) / max(1, len(held)),
+        "found_hit": float(found["hit"].mean()),
+    }

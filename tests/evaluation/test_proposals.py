@@ -1,0 +1,55 @@
+"""P's proposals against a network whose answer is known."""
+
+import numpy as np
+import pytest
+import torch
+
+from ctsam3d.checkpoint import Checkpoint
+from ctsam3d.data.io import Case
+from ctsam3d.evaluation.proposals import Proposal, propose_around, summarise
+from ctsam3d.model import build
+from ctsam3d.session import Segmenter
+from ctsam3d.volume import Volume
+
+
+@pytest.fixture
+def case():
+    """A bar through a scan of 128 x 64 x 64 voxels in the model's own axes, bright as nothing else."""
+    mask = np.zeros((128, 64, 64), bool)
+    mask[:, 20:30, 20:30] = True
+    volume = Volume(np.where(mask, 200, -100).astype(np.int16), np.diag([-1.5, -1.5, 1.5, 1.0]))
+    return Case("bar", volume, {"bar": lambda: mask})
+
+
+@pytest.fixture
+def segmenter(monkeypatch):
+    torch.manual_seed(0)
+    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0)))
+    monkeypatch.setattr(segmenter.network, "propose", lambda image, mask, neighbour: neighbour - 0.5)
+    return segmenter
+
+
+def test_a_peak_in_the_structure_is_a_hit(segmenter, case):
+    found = propose_around(segmenter, case, ["bar"], seeds=range(3), stride=32)
+    assert {(p.case, p.structure, p.steps) for p in found} == {("bar", "bar", 1)}  # only x has room
+    assert all(p.hit and p.peak == pytest.approx(700 / 1300 - 0.5) and p.voxels == 6400 for p in found)
+
+
+def test_a_mask_from_clicks(segmenter, case, monkeypatch):
+    given = []
+    monkeypatch.setattr(segmenter.network, "propose", lambda image, mask, neighbour: given.append(mask) or neighbour)
+    propose_around(segmenter, case, ["bar"], seeds=[0], clicks=2)
+    assert set(given[0].unique().tolist()) <= {0.0, 1.0}
+
+
+def test_summary():
+    def proposal(voxels, peak, hit=False):
+        return Proposal("c", "s", 0, 1, voxels, peak, hit)
+
+    lacking = [proposal(0, n / 10) for n in range(11)]  # 0 to 1; nine of ten lie at or below 0.9
+    holding = [proposal(500, 0.95, True), proposal(500, 0.95), proposal(500, 0.5, True), proposal(500, 0.1)]
+    small = [proposal(10, 1.0, True)]  # neither holds the structure nor lacks it
+    summary = summarise([*lacking, *holding, *small])
+    assert summary == pytest.approx(
+        {"holding": 4, "lacking": 11, "hit": 0.5, "threshold": 0.9, "found": 0.5, "found_hit": 0.5}
+    )
