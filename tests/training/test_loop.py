@@ -135,6 +135,17 @@ def test_retraining_keeps_the_statistics_and_the_encoder(tmp_path, sources, trai
     assert any(name.startswith("decoder.") for name in changed) and any(n.startswith("cross_patch.") for n in changed)
 
 
+def test_p_alone_leaves_s_as_it_is(tmp_path, sources, trained):
+    initial = trained[0] / "model.safetensors"
+    config = dataclasses.replace(QUICK, trainable="cross_patch", samples_per_volume=2)
+    seen: list[Progress] = []
+    path = train(sources, config, tmp_path, initial=checkpoint.load(initial), observe=seen.append)
+    before, after = weights(initial), weights(path)
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed and all(name.startswith("cross_patch.") for name in changed)
+    assert [len(p.rounds) for p in seen] == [1, 1] and all(p.rounds[0].heatmap > 0 for p in seen)
+
+
 WORKER = """
 import dataclasses, sys, torch
 from pathlib import Path

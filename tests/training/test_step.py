@@ -12,7 +12,15 @@ from ctsam3d.model import build
 from ctsam3d.model.prompts import click_map
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.pairs import Pair
-from ctsam3d.training.step import PairNetwork, Rounds, collate, heatmap_target, train_step
+from ctsam3d.training.step import (
+    PairNetwork,
+    Rounds,
+    TrueMaskNetwork,
+    collate,
+    heatmap_target,
+    train_step,
+    train_step_true_masks,
+)
 
 CONFIG = TrainingConfig(preset="tiny", rounds=2, learning_rate=1e-3, augmentation=STILL)
 
@@ -124,6 +132,27 @@ def test_p_takes_no_part_in_the_gradient_of_s(network):
     parts = network.network
     assert all(p.grad is None for p in [*parts.encoder.parameters(), *parts.decoder.parameters()])
     assert any(p.grad.abs().sum() > 0 for p in parts.cross_patch.parameters())
+
+
+def test_p_alone_is_given_the_true_masks(monkeypatch):
+    torch.manual_seed(0)
+    network, seen = TrueMaskNetwork(build("tiny")), []
+    propose = network.network.propose
+    monkeypatch.setattr(network.network, "propose", lambda *a: seen.append([t.clone() for t in a]) or propose(*a))
+    one = batch(pair(CUBE, SHIFTED), pair(SHIFTED, NOTHING))
+    results = train_step_true_masks(network, optimiser(network), [one], CONFIG)
+    image, mask, neighbour = seen[0]
+    assert torch.equal(mask, one.target[[0, 1, 2]].float())
+    assert torch.equal(image, one.image[[0, 1, 2]]) and torch.equal(neighbour, one.image[[2, 3, 0]])
+    assert len(results) == 1 and results[0].heatmap > 0
+
+
+def test_fresh_heatmaps_are_small():
+    """Of the size of the target's own spread, so that training need not find the scale first."""
+    torch.manual_seed(0)
+    with torch.no_grad():
+        heatmap = build("tiny").propose(*(torch.rand(1, 1, 64, 64, 64) for _ in range(3)))
+    assert heatmap.std() < 2 * click_map([(32, 32, 32)], (64, 64, 64)).std()
 
 
 # --- rounds -----------------------------------------------------------------------------------------------------------

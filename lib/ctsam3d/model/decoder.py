@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import ChannelLayerNorm, resize
+from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, conv3d, resize
 from ctsam3d.model.prompts import MAX_CLICKS
 
 PROMPTS = 3  # P, N, Y
@@ -24,14 +24,81 @@ class PsapLayer(nn.Module):
     def __init__(self, channels: int, hidden: int):
         super().__init__()
         self.norm = nn.InstanceNorm3d(channels)
-        self.shared = nn.Conv3d(PROMPTS, hidden, 3, padding=1)
-        self.gamma = nn.Conv3d(hidden, channels, 3, padding=1)
-        self.beta = nn.Conv3d(hidden, channels, 3, padding=1)
+        self.shared = Conv3d(PROMPTS, hidden, 3, padding=1)
+        self.gamma = Conv3d(hidden, channels, 3, padding=1)
+        self.beta = Conv3d(hidden, channels, 3, padding=1)
 
     def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
         """x (B, C, D, H, W), prompts (B, 3, D, H, W) of the same size."""
-        hidden = F.relu(self.shared(prompts))  # (B, hidden, D, H, W)
-        return self.norm(x) * (1 + self.gamma(hidden)) + self.beta(hidden)
+        gamma, beta = self.modulation(prompts)
+        return self.norm(x) * (1 + gamma) + beta
+
+    def dense_modulation(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """Scale and shift (B, C, D, H, W) of prompts (B, 3, D, H, W), by the plain convolutions."""
+        return tuple(self._scale_and_shift(F.relu(self.shared(prompts)), padding=1).chunk(2, dim=1))
+
+    def modulation(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        """As `dense_modulation`, computed only around what is in the maps; they are zero almost everywhere.
+
+        Elsewhere the answer is that to empty maps, which differs only on the patch's outermost layer, where the
+        convolution meets its zero padding.
+        """
+        supports = [_support(maps) for maps in prompts]
+        if sum(_volume(_grown(s, 2, prompts.shape[2:])) for s in supports) > _DENSE_SHARE * prompts[:, 0].numel():
+            return self.dense_modulation(prompts)
+        out = self._empty_answer(prompts)  # (B, 2C, D, H, W)
+        for number, (maps, support) in enumerate(zip(prompts, supports)):
+            if support is not None:
+                # The answer differs up to 2 voxels from the support, and depends on `hidden` up to 3 voxels from it.
+                seen = _grown(support, 3, maps.shape[1:])
+                hidden = F.relu(self.shared(maps[(slice(None), *seen)][None]))
+                padding, kept = [], []
+                for part, size in zip(seen, maps.shape[1:]):
+                    faces = part.start == 0, part.stop == size  # of the patch: zeros beyond; inside: one voxel is lost
+                    padding = [*map(int, faces), *padding]  # F.pad begins with the last axis
+                    kept.append(slice(part.start + (not faces[0]), part.stop - (not faces[1])))
+                out[(number, slice(None), *kept)] = self._scale_and_shift(F.pad(hidden, padding), padding=0)[0]
+        return tuple(out.chunk(2, dim=1))
+
+    def _scale_and_shift(self, hidden: Tensor, padding: int) -> Tensor:
+        """Both convolutions at once, (B, 2C, D, H, W)."""
+        weight = torch.cat([self.gamma.weight, self.beta.weight])
+        return conv3d(hidden, weight, torch.cat([self.gamma.bias, self.beta.bias]), (padding,) * 3)
+
+    def _empty_answer(self, prompts: Tensor) -> Tensor:
+        """Scale and shift (B, 2C, D, H, W) of empty maps: one value inside, others on faces, edges and corners."""
+        hidden = F.relu(self.shared.bias)[None, :, None, None, None].expand(1, -1, 3, 3, 3)
+        cube = self._scale_and_shift(hidden, padding=1)  # (1, 2C, 3, 3, 3): low face, inside, high face of each axis
+        for axis, size in enumerate(prompts.shape[2:], start=2):
+            cube = cube.index_select(axis, torch.tensor([0] + [1] * (size - 2) + [2], device=cube.device))
+        whole = cube.expand(len(prompts), -1, -1, -1, -1)
+        return whole.clone(memory_format=torch.channels_last_3d)
+
+
+_DENSE_SHARE = 0.5  # of the volume; from there on one large convolution is faster than the parts
+
+
+def _support(maps: Tensor) -> tuple[slice, ...] | None:
+    """The box of maps (3, D, H, W) outside which all are zero; None where there is nothing."""
+    filled = (maps != 0).any(0)
+    if not filled.any():
+        return None
+    box = []
+    for axis in range(3):
+        inside = torch.nonzero(filled.sum(tuple(a for a in range(3) if a != axis)))[:, 0]
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
+
+
+def _grown(box: tuple[slice, ...] | None, voxels: int, size: torch.Size) -> tuple[slice, ...]:
+    """A box with a margin, inside (D, H, W); empty for none."""
+    if box is None:
+        return (slice(0, 0),) * 3
+    return tuple(slice(max(0, part.start - voxels), min(n, part.stop + voxels)) for part, n in zip(box, size))
+
+
+def _volume(box: tuple[slice, ...]) -> int:
+    return math.prod(part.stop - part.start for part in box)
 
 
 class RffLayer(nn.Module):
@@ -46,9 +113,9 @@ class RffLayer(nn.Module):
         self.register_buffer("frequencies", torch.randn(3, hidden // 2))
         self.sign = nn.Embedding(2, hidden)
         self.no_click = nn.Parameter(torch.zeros(hidden))
-        self.query = nn.Conv3d(channels, hidden, 1)
+        self.query = Conv3d(channels, hidden, 1)
         self.value = nn.Linear(hidden, channels)
-        self.mask = nn.Conv3d(1, channels, 3, padding=1)
+        self.mask = Conv3d(1, channels, 3, padding=1)
 
     def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
         """x (B, C, D, H, W), prompts (B, 3, D', H', W') at the patch's full size."""
@@ -83,8 +150,8 @@ class PromptedBlock(nn.Module):
     def __init__(self, channels: int, modulation: Callable[[int], nn.Module]):
         super().__init__()
         self.modulate_1, self.modulate_2 = modulation(channels), modulation(channels)
-        self.conv_1 = nn.Conv3d(channels, channels, 3, padding=1)
-        self.conv_2 = nn.Conv3d(channels, channels, 3, padding=1)
+        self.conv_1 = Conv3d(channels, channels, 3, padding=1)
+        self.conv_2 = Conv3d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
         hidden = self.conv_1(F.leaky_relu(self.modulate_1(x, prompts), 0.2))
@@ -111,7 +178,7 @@ class Decoder(nn.Module):
         ins, outs = [width] * 4 + [width // 2], [width // 2] * 4 + [width // 4]
         self.blocks = nn.ModuleList(PromptedBlock(channels, modulation) for channels in ins)
         self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(ins, outs))
-        self.head = nn.Conv3d(outs[-1], 1, 3, padding=1)
+        self.head = Conv3d(outs[-1], 1, 3, padding=1)
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""

@@ -9,6 +9,26 @@ from torch.nn import functional as F
 LAYER_NORM_EPS = 1e-6
 
 
+class Conv3d(nn.Conv3d):
+    """A 3D convolution that takes oneDNN's kernel on a CPU for small inputs too.
+
+    PyTorch (2.15) sends a batch of one with few channels to a kernel that is several times slower.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        return conv3d(x, self.weight, self.bias, self.padding, self.stride, self.groups)
+
+
+def conv3d(x: Tensor, weight: Tensor, bias: Tensor | None, padding=(0, 0, 0), stride=(1, 1, 1), groups=1) -> Tensor:
+    """`F.conv3d`, by oneDNN where a CPU needs no gradient."""
+    if torch.is_grad_enabled() or not (x.device.type == "cpu" and x.dtype == torch.float32 and _ONEDNN):
+        return F.conv3d(x, weight, bias, stride, padding, groups=groups)
+    return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1, 1, 1), groups)
+
+
+_ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
+
+
 class ChannelLayerNorm(nn.LayerNorm):
     """Layer norm over the channels of a feature volume (B, C, D, H, W)."""
 

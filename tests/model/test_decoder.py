@@ -1,0 +1,85 @@
+"""The decoder's short ways against the plain ones: prompts that are zero almost everywhere, oneDNN's kernels."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from ctsam3d.model import build
+from ctsam3d.model.decoder import PsapLayer
+from ctsam3d.model.layers import Conv3d
+from ctsam3d.model.prompts import prompt_maps
+
+SIZE = (64, 64, 64)
+
+
+def previous(*bounds, value=0.9):
+    mask = torch.zeros(SIZE)
+    mask[tuple(slice(a, b) for a, b in bounds)] = value
+    return mask
+
+
+PROMPTS = {
+    "nothing": prompt_maps([], [], None, SIZE),
+    "a click": prompt_maps([(30, 20, 40)], [], None, SIZE),
+    "clicks in two corners": prompt_maps([(0, 0, 0)], [(63, 63, 63)], None, SIZE),
+    "a click in a corner": prompt_maps([(63, 0, 63)], [], None, SIZE),
+    "a mask inside": prompt_maps([(30, 30, 30)], [(25, 28, 20)], previous((10, 40), (15, 50), (12, 39)), SIZE),
+    "a mask at the border": prompt_maps([(3, 30, 30)], [], previous((0, 20), (15, 64), (0, 64)), SIZE),
+    "a single voxel": prompt_maps([], [], previous((33, 34), (1, 2), (62, 63)), SIZE),
+    "everything": prompt_maps([], [], torch.rand(SIZE, generator=torch.Generator().manual_seed(0)), SIZE),
+}
+
+
+@pytest.fixture(scope="module")
+def layer():
+    torch.manual_seed(0)
+    layer = PsapLayer(channels=6, hidden=5)
+    for module in (layer.shared, layer.gamma, layer.beta):
+        torch.nn.init.normal_(module.bias)
+    return layer.eval()
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 16, 32])
+def test_modulation_around_the_prompts_is_that_of_the_whole(layer, size):
+    for name, maps in PROMPTS.items():
+        small = F.interpolate(maps[None], (size,) * 3, mode="trilinear", align_corners=False)
+        with torch.no_grad():
+            for short, plain in zip(layer.modulation(small), layer.dense_modulation(small)):
+                assert torch.allclose(short, plain, atol=1e-5), name
+
+
+def test_a_batch_has_a_box_of_its_own_for_each_patch(layer):
+    maps = torch.stack(list(PROMPTS.values())[:4])[:, :, ::4, ::4, ::4]
+    with torch.no_grad():
+        for short, plain in zip(layer.modulation(maps), layer.dense_modulation(maps)):
+            assert torch.allclose(short, plain, atol=1e-5)
+
+
+def test_gradients_are_those_of_the_whole(layer):
+    maps = PROMPTS["a mask at the border"][None, :, ::4, ::4, ::4]
+    weights = torch.rand(2, 1, 6, 16, 16, 16)
+    gradients = []
+    for modulation in (layer.modulation, layer.dense_modulation):
+        layer.zero_grad()
+        sum((answer * w).sum() for answer, w in zip(modulation(maps), weights)).backward()
+        gradients.append([parameter.grad.clone() for parameter in layer.parameters()])
+    assert all(torch.allclose(a, b, rtol=1e-4, atol=1e-3) for a, b in zip(*gradients))
+
+
+@pytest.mark.parametrize("name", PROMPTS)
+def test_logits_are_those_of_the_plain_path(name, monkeypatch):
+    torch.manual_seed(0)
+    network = build("tiny").to(memory_format=torch.channels_last_3d).eval()
+    for module in network.modules():
+        if isinstance(module, PsapLayer):  # as strong as after training
+            torch.nn.init.normal_(module.gamma.weight, std=0.1)
+            torch.nn.init.normal_(module.beta.weight, std=0.1)
+    image, prompts = torch.rand(1, 1, *SIZE), PROMPTS[name][None]
+    with torch.no_grad():
+        features = network.encode(image)
+        short = network.decode(features, prompts)
+    monkeypatch.setattr(PsapLayer, "modulation", PsapLayer.dense_modulation)
+    monkeypatch.setattr(Conv3d, "forward", torch.nn.Conv3d.forward)
+    with torch.no_grad():
+        plain = network.decode(features, prompts)
+    assert plain.std() > 0.1 and torch.allclose(short, plain, atol=1e-4)
