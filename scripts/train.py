@@ -35,6 +35,8 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=TrainingConfig.accumulate, help="batches seen before a step")
     parser.add_argument("--rounds", type=int, default=TrainingConfig.rounds, help="simulated clicks a patch")
     parser.add_argument("--structure-power", type=float, default=TrainingConfig.structure_power)
+    parser.add_argument("--feedback", type=float, default=TrainingConfig.feedback,
+                        help="share of the rounds in which S sees its own answer once more")  # fmt: skip
     parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
     parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)

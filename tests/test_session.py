@@ -4,11 +4,14 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.geometry import MODEL_MM, PATCH, lps_of_ijk, lps_of_model_voxel, volumes
 
-from ctsam3d.session import Patch, Session, State, blend
+from ctsam3d.checkpoint import Checkpoint
+from ctsam3d.model import build
+from ctsam3d.session import Patch, Segmenter, Session, State, blend
 from ctsam3d.volume import Box, ModelGrid, Volume
 
 
@@ -302,3 +305,24 @@ def test_what_was_undone_by_lists_is_forgotten():
     for lists in ([a], []), ([a, c], [b]):
         fresh.set_clicks(*lists)
     assert session.clicks == fresh.clicks and np.array_equal(session.mask(), fresh.mask())
+
+
+@pytest.mark.parametrize("passes", [0, 2])
+def test_feedback_shows_the_network_its_own_answer(passes, monkeypatch):
+    torch.manual_seed(0)
+    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0), feedback=passes))
+    seen, said, decode = [], [], segmenter.network.decode
+
+    def spy(features, prompts):
+        seen.append(prompts.clone())
+        said.append(torch.sigmoid(decode(features, prompts)))
+        return decode(features, prompts)
+
+    monkeypatch.setattr(segmenter.network, "decode", spy)
+    session = segmenter.session(scan((64, 64, 64)))
+    session.click((30, 30, 30))
+    assert len(seen) == 1 + passes
+    assert all(torch.equal(prompts[:, :2], seen[0][:, :2]) for prompts in seen) and not seen[0][:, 2].any()
+    assert all(torch.equal(prompts[:, 2:], before) for prompts, before in zip(seen[1:], said))
+    last = said[-1][0, 0].numpy().astype(np.float16)
+    assert np.array_equal(session.state.patches[-1].probability, last)

@@ -73,9 +73,15 @@ class Segmenter:
 
     @torch.inference_mode()
     def decode(self, features: tuple[Tensor, ...], prompts: Tensor) -> np.ndarray:
-        """Probability (D, H, W), float32, from features and prompt maps (3, D, H, W)."""
-        logits = self.network.decode(features, self._on_device(prompts[None]))
-        return torch.sigmoid(logits.float())[0, 0].cpu().numpy()
+        """Probability (D, H, W), float32, from features and prompt maps (3, D, H, W).
+
+        With as many further passes as the weights ask for, each with the answer before it as previous mask.
+        """
+        prompts = self._on_device(prompts[None])
+        for _ in range(1 + self.info.feedback):
+            answer = torch.sigmoid(self.network.decode(features, prompts).float())  # (1, 1, D, H, W)
+            prompts = self._on_device(torch.cat([prompts[:, :2], answer], dim=1))
+        return answer[0, 0].cpu().numpy()
 
     @torch.inference_mode()
     def propose(self, hu_zyx: np.ndarray, mask_zyx: np.ndarray, neighbour_hu_zyx: np.ndarray) -> np.ndarray:

@@ -203,6 +203,26 @@ def test_a_round_is_a_step(network):
     assert any(not torch.equal(a, b) for a, b in zip(before, network.parameters()))
 
 
+def test_feedback_shows_s_its_own_answer(network, monkeypatch):
+    seen, said, decode = [], [], network.network.decode
+
+    def spy(features, prompts):
+        seen.append(prompts.clone())
+        said.append(torch.sigmoid(decode(features, prompts).detach()))
+        return decode(features, prompts)
+
+    monkeypatch.setattr(network.network, "decode", spy)
+    config = dataclasses.replace(CONFIG, rounds=1, feedback=1.0)
+    train_step(network, optimiser(network), [batch(pair(CUBE, SHIFTED))], config)
+    first, second = seen
+    assert not first[:, 2].any() and not first.requires_grad
+    assert torch.equal(second[:, :2], first[:, :2]) and torch.allclose(second[:, 2:], said[0], atol=1e-6)
+    assert not second.requires_grad
+    seen.clear()
+    train_step(network, optimiser(network), [batch(pair(CUBE, SHIFTED))], dataclasses.replace(config, feedback=0.0))
+    assert len(seen) == 1
+
+
 def test_accumulated_batches_give_the_mean_gradient(network):
     config = dataclasses.replace(CONFIG, rounds=1, gradient_clip=1e9)
     batches = [batch(pair(CUBE, SHIFTED), seed=1), batch(pair(SHIFTED, NOTHING), seed=2)]

@@ -41,6 +41,8 @@ class TrainingConfig:
         structure_power: a structure is drawn with probability proportional to (voxels)^power.
         empty_share: pairs whose V lacks the structure.
         imprecise_clicks: share of later clicks that miss the deepest point.
+        feedback: share of the rounds in which S sees its own answer as previous mask once more before it is graded, for
+            weights whose sessions do the same (`Checkpoint.feedback`). The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
             masks and in one round, a cheap beginning as S does not run.
         frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
@@ -67,6 +69,7 @@ class TrainingConfig:
     structure_power: float = 0.7
     empty_share: float = 0.25
     imprecise_clicks: float = 0.5
+    feedback: float = 0.0
     trainable: str = "all"
     frozen_statistics: bool = False
     mixed_precision: bool = True
@@ -79,7 +82,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("empty_share", "imprecise_clicks"):
+        for name in ("empty_share", "imprecise_clicks", "feedback"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder", "cross_patch")}.items():

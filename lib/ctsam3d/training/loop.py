@@ -41,6 +41,8 @@ from ctsam3d.training.step import (
 log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
+P_EPSILON = 1e-15
+FEEDBACK_PASSES = 2  # of a session, for weights that were trained with feedback
 
 
 @dataclass(frozen=True)
@@ -164,9 +166,8 @@ class Run:
             self.pair_network = DistributedDataParallel(
                 self.pair_network, find_unused_parameters=config.prompt == "rff"
             )
-        parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimiser = torch.optim.AdamW(
-            parameters, config.learning_rate, config.betas, weight_decay=config.weight_decay
+            _parameter_groups(self.network), config.learning_rate, config.betas, weight_decay=config.weight_decay
         )
         self.log = RunLog(out, enabled=processes.rank() == 0)
 
@@ -248,7 +249,10 @@ class Run:
         notes = {**self.notes, "data": sorted({volume.name for volume in volumes}), "training": training}
         version = f"{self.config.preset}-step{self.step}"
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
-        content = checkpoint.Checkpoint(self.network, self.config.hu_window, SPACING_MM, labels, version, notes=notes)
+        feedback = FEEDBACK_PASSES if self.config.feedback else 0
+        content = checkpoint.Checkpoint(
+            self.network, self.config.hu_window, SPACING_MM, labels, version, feedback, notes=notes
+        )
         checkpoint.save(self.weights_path, content, half=self.half)
 
 
@@ -288,6 +292,20 @@ def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
             f"they have {initial.network.config} and {initial.hu_window}"
         )
     return initial.network
+
+
+def _parameter_groups(network: nn.Module) -> list[dict]:
+    """Parameters that learn: those of S, and those of P with an epsilon of their own.
+
+    P's squared error is a mean over 64³ voxels of which a click's map fills some hundred, so that its gradients are
+    about 1e-12 in the deep layers. Under AdamW's usual epsilon of 1e-8 those would never move.
+    """
+    s = [*network.encoder.parameters(), *network.decoder.parameters()]
+    groups = [
+        {"params": [parameter for parameter in s if parameter.requires_grad]},
+        {"params": [p for p in network.cross_patch.parameters() if p.requires_grad], "eps": P_EPSILON},
+    ]
+    return [group for group in groups if group["params"]]
 
 
 def _set_trainable(network: nn.Module, config: TrainingConfig) -> None:

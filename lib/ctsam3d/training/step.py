@@ -142,6 +142,7 @@ class Rounds:
         self.source = torch.cat([every_u, both]).to(self.device)  # (m,)
         self.neighbour = torch.cat([every_u + pairs, both - pairs]).to(self.device)
         self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
+        self.feedback = np.random.default_rng([*batch.seed[0].tolist(), 3])
         self.clicks = [{True: [tuple(click)], False: []} for click in batch.clicks[filled].tolist()]
         self.previous = torch.zeros_like(self.image[self.segmented])  # (n, 1, D, H, W)
 
@@ -150,6 +151,15 @@ class Rounds:
         size = tuple(self.image.shape[2:])
         maps = torch.stack([torch.stack([click_map(own[sign], size) for sign in (True, False)]) for own in self.clicks])
         return _memory(torch.cat([maps.to(self.device), self.previous], dim=1))
+
+    def feed_back(self, network: nn.Module, prompts: Tensor) -> Tensor:
+        """`prompts`, or in a share of the rounds the same clicks with S's own answer to them as previous mask."""
+        if self.feedback.random() >= self.config.feedback:
+            return prompts
+        alone = getattr(network, "module", network).network  # S needs no other process here
+        with torch.no_grad(), self._mixed_precision():
+            logits = alone(_memory(self.image[self.segmented]), prompts)
+        return _memory(torch.cat([prompts[:, :2], torch.sigmoid(logits.float())], dim=1))
 
     def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
@@ -215,7 +225,7 @@ def train_step(
             with stage("clicks"):
                 prompts = own.prompts()
             with stage("network"), _synchronised(network, number == len(rounds)):
-                logits, losses = own.forward(network, prompts)
+                logits, losses = own.forward(network, own.feed_back(network, prompts))
                 loss = FOCAL_WEIGHT * losses["focal"] + DICE_WEIGHT * losses["dice"] + losses["heatmap"]
                 (loss / len(rounds)).backward()
             answers.append((logits.detach(), {name: value.detach() for name, value in losses.items()}))
