@@ -13,7 +13,8 @@ from ctsam3d.model import build
 @pytest.fixture
 def saved(tmp_path):
     torch.manual_seed(0)
-    content = checkpoint.Checkpoint(build("tiny"), (-500, 800), labels=("liver",), version="v1", notes={"a": [1]})
+    values = {"labels": ("liver",), "version": "v1", "feedback": 2, "notes": {"a": [1]}}
+    content = checkpoint.Checkpoint(build("tiny"), (-500, 800), **values)
     path = tmp_path / "w.safetensors"
     digest = checkpoint.save(path, content)
     return path, content, digest
@@ -23,7 +24,7 @@ def test_round_trip(saved):
     path, content, digest = saved
     loaded = checkpoint.load(path)
     assert (loaded.hu_window, loaded.spacing_mm, loaded.labels) == ((-500.0, 800.0), 1.5, ("liver",))
-    assert (loaded.version, loaded.notes, loaded.sha256) == ("v1", {"a": [1]}, digest)
+    assert (loaded.version, loaded.feedback, loaded.notes, loaded.sha256) == ("v1", 2, {"a": [1]}, digest)
     assert loaded.network.config == content.network.config and not loaded.network.training
     for name, tensor in content.network.state_dict().items():
         assert torch.equal(tensor, loaded.network.state_dict()[name]), name

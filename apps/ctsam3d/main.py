@@ -3,6 +3,8 @@
 Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``.
 """
 
+from pathlib import Path
+
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
@@ -10,14 +12,21 @@ from monailabel.tasks.activelearning.random import Random
 from ctsam3d.labelapp.conf import read_conf
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.server import install_routes
+from ctsam3d.labelapp.train import ClickTrainTask
+from ctsam3d.labelapp.versions import Versions
 
 
 class CTSAM3DApp(MONAILabelApp):
-    """Click segmentation of CT. Cheap to make: weights load when the server is up, or at the first click."""
+    """Click segmentation of CT, which learns from what was labelled.
+
+    Cheap to make, as every training makes it anew in its own process: weights load when the server is up, or at the
+    first click.
+    """
 
     def __init__(self, app_dir, studies, conf):
         self._settings = read_conf(conf)
-        self._engine = ClickEngine(self._settings.weights, self._settings.device)
+        self._versions = Versions(Path(app_dir) / "model" / "ctsam3d", self._settings.weights)
+        self._engine = ClickEngine(self._versions, self._settings.device)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -33,6 +42,9 @@ class CTSAM3DApp(MONAILabelApp):
             "ctsam3d": ClickInferTask(self._engine, self._settings.labels, "Clicks on named structures"),
             "ctsam3d_points": ClickInferTask(self._engine, (), "Positive and negative points on any structure"),
         }
+
+    def init_trainers(self):
+        return {"ctsam3d": ClickTrainTask(self._versions, self._settings.labels, self._settings.device)}
 
     def init_strategies(self):
         return {"random": Random(), "first": First()}

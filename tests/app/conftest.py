@@ -22,6 +22,7 @@ from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.volume import Volume
 
 ROOT = Path(__file__).parents[2]
+APP = ROOT / "apps" / "ctsam3d"
 START_SECONDS = 180
 
 
@@ -90,8 +91,19 @@ def write_bad_images(studies: Path, good: Path) -> None:
     (studies / "empty.nii.gz").write_bytes(b"")
 
 
-def start(studies: Path, work: Path, port: int, *arguments: str) -> subprocess.Popen:
-    """``monailabel start_server --app apps/ctsam3d --studies DIR``, in a folder of its own."""
+def copy_app(work: Path, more: str = "") -> Path:
+    """The app in a folder of its own, with `more` code in it.
+
+    So what is trained in the app of the project changes no test, and no test leaves a trace there.
+    """
+    folder = work / "app"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "main.py").write_text((APP / "main.py").read_text() + more)
+    return folder
+
+
+def start(studies: Path, work: Path, port: int, *arguments: str, more: str = "") -> subprocess.Popen:
+    """``monailabel start_server --app work/app --studies DIR``, in a folder of its own."""
     environment = {
         **os.environ,
         "TMPDIR": str(work / "tmp"),
@@ -99,7 +111,7 @@ def start(studies: Path, work: Path, port: int, *arguments: str) -> subprocess.P
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "2"),
     }
     (work / "tmp").mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(ROOT / "apps" / "ctsam3d")]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(copy_app(work, more))]
     command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *arguments]
     with open(work / "server.log", "wb") as log:
         return subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)

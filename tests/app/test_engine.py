@@ -10,6 +10,7 @@ import pytest
 from ctsam3d.data.io import write_volume
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.sessions import SessionStore
+from ctsam3d.labelapp.versions import Versions
 from ctsam3d.volume import Volume
 
 FIRST, SECOND, OUTSIDE = [20, 18, 9], [24, 20, 10], [3, 3, 3]
@@ -27,8 +28,8 @@ def scan(tmp_path_factory):
 
 
 @pytest.fixture
-def engine():
-    return ClickEngine("default", "cpu")
+def engine(tmp_path):
+    return ClickEngine(Versions(tmp_path), "cpu")
 
 
 def click(engine, scan, params, client):

@@ -18,7 +18,8 @@ class Conf:
     """Settings of the app.
 
     Attributes:
-        weights: ``--conf weights PATH``: the name of packaged ones ("default"), or a .safetensors file.
+        weights: ``--conf weights PATH``: the name of packaged ones ("default"), or a .safetensors file. What training
+            has published is served in their place: anything for "default", only their descendants for others.
         device: ``--conf device cpu|cuda``; default: a GPU where PyTorch finds one.
         labels: ``--conf labels a,b,c``: of the model ``ctsam3d``; default: the 107 of TotalSeg++.
     """

@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
@@ -23,11 +24,13 @@ from ctsam3d.data.io import read_volume
 from ctsam3d.labelapp.reply import Segment, merge, write_reply
 from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
-from ctsam3d.session import load
+from ctsam3d.labelapp.versions import Versions
+from ctsam3d.session import Segmenter, load
 
 logger = logging.getLogger(__name__)
 
 STAGES = ("crop", "encode", "decode", "write")
+_UNUSABLE = (OSError, ValueError, RuntimeError)  # what loading weights raises
 
 
 class Stopwatch:
@@ -67,22 +70,33 @@ def rejected(path: str = "", name: str = "") -> Iterator[None]:
         raise RequestError(text, status=404 if isinstance(error, FileNotFoundError) else 400) from error
 
 
+class _Served(NamedTuple):
+    """The weights in use, and the state of the model folder that they were chosen from."""
+
+    signature: tuple
+    segmenter: Segmenter
+
+
 class ClickEngine:
     """Segments clicked structures for many clients at once.
 
+    A new session takes the weights that are current, a running one keeps its own; weights that no session uses any
+    more are freed.
+
     Args:
-        weights: "default", or the path of a .safetensors file; loaded at the first click, or by `preload`.
+        versions: of the weights; loaded at the first click, or by `preload`.
         device: "cpu" or "cuda", as PyTorch names it.
     """
 
-    def __init__(self, weights: str, device: str):
-        self._weights, self._device = weights, device
-        self._segmenter = None
+    def __init__(self, versions: Versions, device: str):
+        self._versions, self._device = versions, device
+        self._served: _Served | None = None
         self._loading = threading.Lock()
         self._network = threading.Lock()  # one click at a time
         self._images = ImageCache(read_volume)
         self._sessions = SessionStore()
-        self._folder = tempfile.TemporaryDirectory(prefix="ctsam3d-replies-", ignore_cleanup_errors=True)
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._making_folder = threading.Lock()
 
     def preload(self) -> None:
         """Loads the weights in the background, so that the first click does not wait for them."""
@@ -92,21 +106,40 @@ class ClickEngine:
         try:
             logger.info("weights: %s", self.segmenter().info.version)
         except Exception:
-            logger.exception("weights %s could not be loaded; every click will say so", self._weights)
+            logger.exception("weights %s could not be loaded; every click will say so", self._versions.weights)
 
-    def segmenter(self):
-        """The segmenter; loads it when it is not there yet.
+    def segmenter(self) -> Segmenter:
+        """The segmenter of a new session; loads the weights where others are current than before.
 
         Raises:
-            RequestError: status 503, the weights cannot be loaded.
+            RequestError: status 503, the weights cannot be loaded, and none have been before.
         """
-        with self._loading:
-            if self._segmenter is None:
-                try:
-                    self._segmenter = load(self._weights, device=self._device)
-                except (OSError, ValueError, RuntimeError) as error:
-                    raise RequestError(f"weights {self._weights} cannot be loaded: {error}", status=503) from error
-            return self._segmenter
+        signature = self._versions.signature()
+        served = self._served
+        if served is None or served.signature != signature:
+            with self._loading:
+                served = self._served
+                if served is None or served.signature != signature:
+                    served = self._served = _Served(signature, self._load())
+        return served.segmenter
+
+    def _load(self) -> Segmenter:
+        """The current weights; where they cannot be used, those in use, or the ones that the app was started with."""
+        versions = self._versions
+        try:
+            segmenter = load(versions.served_path(), device=self._device)
+            logger.info("new sessions take the weights %s", segmenter.info.version)
+            return segmenter
+        except _UNUSABLE as error:
+            if self._served is not None:
+                kept = self._served.segmenter
+                logger.error("current weights cannot be loaded, %s stay in use: %s", kept.info.version, error)
+                return kept
+            logger.error("current weights cannot be loaded, taking %s: %s", versions.weights, error)
+        try:
+            return load(versions.base_path, device=self._device)
+        except _UNUSABLE as error:
+            raise RequestError(f"weights {versions.weights} cannot be loaded: {error}", status=503) from error
 
     def image(self, path: str, name: str) -> Image:
         """The image at `path`, read at most once per content; errors call it `name`.
@@ -126,10 +159,12 @@ class ClickEngine:
         Raises:
             RequestError: a click that the session refuses, or weights that cannot be loaded.
         """
-        segmenter = self.segmenter()
         keys = [SessionKey(image.content, s.name, request.client, request.expand) for s in request.structures]
+        # Weights are loaded here rather than in `make`, which holds up every other session; running ones need none.
+        newest = None if self._sessions.holds(keys) else self.segmenter()
 
         def make() -> HeldSession:
+            segmenter = newest or self.segmenter()  # a session may have been forgotten in between
             return HeldSession(segmenter.session(image.volume, expand=request.expand), image, segmenter.info.version)
 
         with self._sessions.locked(keys, make) as held:
@@ -145,7 +180,7 @@ class ClickEngine:
         return file, {
             "label_names": dict(request.label_names),
             "latencies": watch.latencies(),
-            "version": held[0].version,
+            "version": ", ".join(dict.fromkeys(own.version for own in held)),
             "patches": patches,
         }
 
@@ -161,6 +196,9 @@ class ClickEngine:
 
     def _write(self, options: ReplyOptions, labels: np.ndarray, image: Image) -> str:
         """Into a folder of the server's own: a client on the same host saves under the same name, but elsewhere."""
+        with self._making_folder:  # not before: a process that only trains would leave it behind when it is killed
+            if self._folder is None:
+                self._folder = tempfile.TemporaryDirectory(prefix="ctsam3d-replies-", ignore_cleanup_errors=True)
         handle, path = tempfile.mkstemp(dir=self._folder.name, prefix="labels-", suffix=options.extension)
         os.close(handle)
         try:

@@ -26,6 +26,7 @@ from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.endpoints.infer import ResultType, send_response
+from monailabel.endpoints.train import run_model
 from monailabel.endpoints.user.auth import RBAC, User
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import remove_file
@@ -33,6 +34,7 @@ from monailabel.utils.others.generic import remove_file
 from ctsam3d.data.io import WRITABLE_SUFFIXES
 from ctsam3d.labelapp.infer import ClickInferTask, rejected
 from ctsam3d.labelapp.requests import RequestError, decode_params
+from ctsam3d.labelapp.train import ClickTrainTask
 
 _APPLICATION = "monailabel.app"  # the module of MONAI Label's FastAPI application
 _OUTPUTS = tuple(kind.value for kind in ResultType)
@@ -59,7 +61,12 @@ def install_routes(app: MONAILabelApp) -> None:
 def make_router(app: MONAILabelApp) -> APIRouter:
     """The routes over the models and the datastore of `app`; the OpenAPI page keeps MONAI Label's, which are alike."""
     router = APIRouter(include_in_schema=False)
+    _add_infer(router, app)
+    _add_train(router, app)
+    return router
 
+
+def _add_infer(router: APIRouter, app: MONAILabelApp) -> None:
     @router.post("/infer/{model}")
     def infer(
         http: Request,
@@ -96,7 +103,20 @@ def make_router(app: MONAILabelApp) -> APIRouter:
         """MONAI Label's second way to the same models takes any path of the server for an image."""
         raise HTTPException(404, f"model {model!r} is not for whole-slide images, use /infer/{model}")
 
-    return router
+
+def _add_train(router: APIRouter, app: MONAILabelApp) -> None:
+    @router.post("/train/{model}")
+    def train(
+        model: str,
+        user: Annotated[User, Depends(RBAC(settings.MONAI_LABEL_AUTH_ROLE_ADMIN))],
+        params: dict | None = None,
+        run_sync: bool = False,
+        enqueue: bool = False,
+    ):
+        """MONAI Label's own start of a training, after a look at the options: a bad one gets 400 with its reason."""
+        with _answered(), rejected():
+            _trainer(app, model).options(params or {})
+        return run_model(model, params, run_sync, enqueue)
 
 
 def client_of(http: Request) -> str:
@@ -119,6 +139,12 @@ def _model(app: MONAILabelApp, model: str) -> ClickInferTask:
     if model not in app._infers:
         raise RequestError(f"model must be one of {', '.join(app._infers)}, got {model!r}", status=404)
     return app._infers[model]
+
+
+def _trainer(app: MONAILabelApp, model: str) -> ClickTrainTask:
+    if model not in app._trainers:
+        raise RequestError(f"model must be one of {', '.join(app._trainers)} to be trained, got {model!r}", status=404)
+    return app._trainers[model]
 
 
 # ---- which image ---------------------------------------------------------------------------------------------------

@@ -131,6 +131,11 @@ class SessionStore:
     def __len__(self) -> int:
         return len(self._held)
 
+    def holds(self, keys: Iterable[SessionKey]) -> bool:
+        """Whether every one of the sessions is there, at this moment."""
+        with self._lock:
+            return all(key in self._held for key in keys)
+
     @contextlib.contextmanager
     def locked(self, keys: Iterable[SessionKey], make: Callable[[], HeldSession]) -> Iterator[list[HeldSession]]:
         """The sessions of `keys`, made where missing, and locked: always in one order, so that none can deadlock."""

@@ -103,7 +103,8 @@ def train(
     workers = (0 if run.device.type == "cpu" else 8) if workers is None else workers
     start, first = time.monotonic(), run.step
     loader = run.loader(workers)
-    with tqdm(total=run.steps, initial=run.step, unit="step", disable=processes.rank() > 0) as bar:
+    hidden = True if processes.rank() > 0 else None  # None: shown on a terminal, as a log has no use for it
+    with tqdm(total=run.steps, initial=run.step, unit="step", disable=hidden) as bar:
         for batches in loader:
             results = run.learn(batches)
             bar.set_postfix_str(_summary(results), refresh=False)

@@ -1,0 +1,150 @@
+"""Train pressed in a client of the real server: a process of its own, its status, a stop, and what is served after."""
+
+import json
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import requests
+from monailabel.client import MONAILabelClient
+from tests.app.conftest import ROOT, free_port, start, stop, wait_until_up
+from tests.app.labelling import INFO, patients, scan, write_case
+
+from ctsam3d.data.io import write_mask, write_volume
+from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
+from ctsam3d.labelapp.versions import Versions
+
+pytestmark = pytest.mark.slow
+
+SECONDS = 300
+QUICK = {"max_epochs": 1, "samples_per_volume": 1, "batch_size": 1, "learning_rate": 1e-6}
+SMALL = """
+from ctsam3d.labelapp import retrain
+retrain.REPLAY, retrain.REFERENCE = retrain.REPLAY[:1], retrain.REFERENCE[:1]
+"""  # appended to the app, which every training makes anew
+
+
+@dataclass(frozen=True)
+class Team:
+    """A running server, its app folder, and a client of it."""
+
+    url: str
+    app: Path
+    client: MONAILabelClient
+
+    def stats(self) -> dict:
+        return self.client.info()["train_stats"]["ctsam3d"]
+
+    def version(self, client_id: str, name: str = "spleen") -> str:
+        """Of the weights that answer a click."""
+        params = json.dumps({name: [[20, 20, 18]], "background": [], "client_id": client_id})
+        query = {"image": "study0", "output": "json"}
+        reply = requests.post(f"{self.url}/infer/ctsam3d", params=query, data={"params": params}, timeout=120)
+        assert reply.ok, reply.text
+        return reply.json()["version"]
+
+    def wait(self, reached, what: str) -> dict:
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            stats = self.stats()
+            if reached(stats):
+                return stats
+            time.sleep(0.5)
+        pytest.fail(f"waited {SECONDS} s for {what}: {self.stats()}\n{self.client.train_status()}")
+
+    def ended(self) -> dict:
+        """MONAI Label's own view of the last training, once its process is gone."""
+        end = time.monotonic() + SECONDS
+        while time.monotonic() < end:
+            status = self.client.train_status()
+            if status["status"] in ("DONE", "ERROR", "STOPPED") and not self.client.train_status(True):
+                return status
+            time.sleep(0.5)
+        pytest.fail(f"the training did not end: {self.client.train_status()}")
+
+
+@pytest.fixture(scope="module")
+def team(tmp_path_factory):
+    """Two scans of training patients, and few and small phantoms, which stand in the app's folder already."""
+    work = tmp_path_factory.mktemp("team")
+    studies, app, port = work / "studies", work / "app", free_port()
+    studies.mkdir()
+    for number, spec in enumerate((REPLAY[0], REFERENCE[0])):
+        names = {1: spec.structures[0]} if spec.structures else {1: "spleen", 2: "liver"}
+        write_case(app / "model" / "ctsam3d" / "phantoms" / spec.name, 100 + number, names)
+    for number in range(2):
+        write_volume(studies / f"study{number}.nii.gz", scan(number)[0])
+    process = start(studies, work, port, more=SMALL)
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(process, url, work / "server.log")
+        yield Team(url, app, MONAILabelClient(url, tmpdir=str(work)))
+    finally:
+        stop(process)
+
+
+def test_a_client_trains_stops_and_goes_back(team, tmp_path):
+    base = team.version("early")
+    assert team.client.info()["trainers"]["ctsam3d"]["config"]["train"] == ["decoder", "full"]
+    assert team.stats() == {}
+    refuses_bad_requests(team)
+    for number, patient in enumerate(patients(False, 2)):
+        volume, labels = scan(number)
+        write_mask(tmp_path / "label.nii.gz", labels, volume)
+        info = {"info": f'{{"patient": "{patient}"}}'}
+        assert requests.put(f"{team.url}/datastore/image/info?image=study{number}", data=info, timeout=60).ok
+        label = str(tmp_path / "label.nii.gz")
+        team.client.save_label(f"study{number}", label, tag="final", params={"label_info": INFO})
+    is_stopped_in_the_middle(team)
+    outcome = trains_to_the_end(team)
+    assert team.version("early") == base and team.version("late") == outcome["version"] != base
+    goes_back(team, base)
+
+
+def refuses_bad_requests(team):
+    for model, body, status, words in (
+        ("ctsam3d", {"max_epochs": 0}, 400, "max_epochs must be a whole number from 1"),
+        ("ctsam3d", {"epochs": 3}, 400, "option must be one of max_epochs"),
+        ("other", {}, 404, "model must be one of ctsam3d to be trained, got 'other'"),
+    ):
+        reply = requests.post(f"{team.url}/train/{model}", json=body, timeout=60)
+        assert (reply.status_code, words in reply.json()["detail"]) == (status, True), reply.text
+    assert not team.client.train_status(check_if_running=True)
+
+
+def is_stopped_in_the_middle(team):
+    team.client.train_start("ctsam3d", {**QUICK, "max_epochs": 1000})
+    running = team.wait(lambda stats: stats.get("step", 0) >= 1, "a first step")
+    assert running["state"] == "training" and running["total_epochs"] == 1000 and len(running["rounds"]) == 5
+    assert team.version("during") == team.version("early")  # clicks go on
+    assert requests.post(f"{team.url}/train/ctsam3d", json={}, timeout=60).status_code == 429
+    assert team.client.train_stop()["status"] == "STOPPED"
+    assert team.ended()["status"] == "STOPPED"
+    assert team.wait(lambda stats: stats["state"] == "stopped", "the stop")["step"] >= 1
+    assert team.version("after the stop") == team.version("early")
+
+
+def trains_to_the_end(team) -> dict:
+    team.client.train_start("ctsam3d", QUICK)
+    stats = team.wait(lambda stats: stats["state"] in ("done", "failed"), "the end")
+    assert stats["state"] == "done", stats
+    status = team.ended()
+    assert status["status"] == "DONE"
+    assert stats["outcome"]["published"] and "decides alone" in stats["outcome"]["reason"]
+    assert set(stats["studies"]["training"]) == {"study0", "study1"} and stats["skipped"] == {}
+    assert set(stats["reference"]) == {"before", "after"}
+    assert any(stats["outcome"]["reason"] in line for line in status["details"]), status["details"]
+    folder = team.app / "model" / "ctsam3d"
+    assert not (folder / "run").exists() and not list(folder.rglob(".writing-*"))
+    return stats["outcome"]
+
+
+def goes_back(team, base):
+    command = [sys.executable, str(ROOT / "scripts" / "rollback.py"), "--app", str(team.app)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout == "current: base\n", done.stderr
+    assert team.version("newest") == base
+    assert len(Versions(team.app / "model" / "ctsam3d").list()) == 1
