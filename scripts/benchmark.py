@@ -16,7 +16,7 @@ def _print_table(header: list[str], rows: list[list[str]]) -> None:
 
 
 def _clicks(arguments: argparse.Namespace) -> None:
-    rows = benchmark_clicks(arguments.presets, arguments.repeats, arguments.device)
+    rows = benchmark_clicks(arguments.presets, arguments.repeats, arguments.device, arguments.feedback)
     table = [[row["preset"], row["click"], *(f"{row[stage]:.3f}" for stage in STAGES)] for row in rows]
     _print_table(["preset", "click", *(f"{stage} s" for stage in STAGES)], table)
 
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("what", choices=("click", "training"))
     parser.add_argument("--presets", type=lambda text: text.split(","), help="tiny,small,base")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--feedback", type=int, default=0, help="click: passes in which S sees its own answer again")
     parser.add_argument("--batch-size", type=int, default=4, help="training: pairs a step")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()

@@ -197,6 +197,5 @@ def test_it_learns(tmp_path, sources):
     config = dataclasses.replace(QUICK, samples_per_volume=30, learning_rate=3e-3, augmentation=STILL)
     train(sources, config, tmp_path)
     rounds = [json.loads(line)["rounds"] for line in (tmp_path / "log.jsonl").read_text().splitlines()]
-    dice, heatmap = ([np.mean([r[name] for r in line]) for line in rounds] for name in ("dice", "heatmap"))
+    dice = [np.mean([r["dice"] for r in line]) for line in rounds]
     assert np.mean(dice[-5:]) < np.mean(dice[:5]) - 0.1
-    assert np.mean(heatmap[-5:]) < 0.5 * np.mean(heatmap[:5])

@@ -11,6 +11,7 @@ from ctsam3d.losses import mask_loss
 from ctsam3d.model import build
 from ctsam3d.model.prompts import click_map
 from ctsam3d.training.config import TrainingConfig
+from ctsam3d.training.loop import _parameter_groups
 from ctsam3d.training.pairs import Pair
 from ctsam3d.training.step import (
     PairNetwork,
@@ -242,3 +243,14 @@ def test_a_loss_that_is_not_finite_changes_nothing(network):
     with pytest.raises(FloatingPointError, match="losses must stay finite"):
         train_step(network, optimiser(network), [batch(broken)], CONFIG)
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
+
+
+@pytest.mark.slow
+def test_p_learns_a_pair_by_heart():
+    """Its gradients are tiny, as most of a heatmap is empty; see `_parameter_groups`."""
+    torch.manual_seed(0)
+    network, one = TrueMaskNetwork(build("tiny")).train(), batch(pair(CUBE, SHIFTED), pair(SHIFTED, NOTHING))
+    own = torch.optim.AdamW(_parameter_groups(network.network), 3e-3)
+    errors = [train_step_true_masks(network, own, [one], CONFIG)[0].heatmap for _ in range(115)]
+    nothing = 2 / 3 * float(click_map([(30, 30, 30)], (64, 64, 64)).square().mean())  # an empty heatmap's error
+    assert errors[-1] < 0.3 * nothing

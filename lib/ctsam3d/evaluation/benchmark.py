@@ -27,10 +27,13 @@ STAGES = ("encode", "decode", "other", "total")
 SHARES = ("data", "clicks", "S", "P", "optimiser")
 
 
-def benchmark_clicks(presets: list[str], repeats: int, device: str, seed: int = 0) -> list[dict]:
+def benchmark_clicks(presets: list[str], repeats: int, device: str, feedback: int = 0, seed: int = 0) -> list[dict]:
     """Time a first click (a new patch) and a second one (in that patch, with a previous mask) on a phantom.
 
     The weights are random: they take as long as trained ones. One unmeasured session warms up.
+
+    Args:
+        feedback: passes in which S sees its own answer once more, as `Checkpoint.feedback`.
 
     Returns:
         A row a preset and click: preset, click, and median seconds of encode, decode, everything else, and in all.
@@ -42,7 +45,7 @@ def benchmark_clicks(presets: list[str], repeats: int, device: str, seed: int = 
     rows = []
     for preset in presets:
         torch.manual_seed(seed)
-        segmenter = Segmenter(Checkpoint(build(preset), (-500.0, 800.0)), device)
+        segmenter = Segmenter(Checkpoint(build(preset), (-500.0, 800.0), feedback=feedback), device)
         seconds: dict[str, list[dict]] = {"first": [], "second": []}
         for repeat in range(repeats + 1):
             session = segmenter.session(phantom.volume)

@@ -67,7 +67,7 @@ class PsapLayer(nn.Module):
 
     def _empty_answer(self, prompts: Tensor) -> Tensor:
         """Scale and shift (B, 2C, D, H, W) of empty maps: one value inside, others on faces, edges and corners."""
-        hidden = F.relu(self.shared.bias)[None, :, None, None, None].expand(1, -1, 3, 3, 3)
+        hidden = F.relu(self.shared(prompts.new_zeros(1, PROMPTS, 3, 3, 3)))  # so that every weight has a gradient
         cube = self._scale_and_shift(hidden, padding=1)  # (1, 2C, 3, 3, 3): low face, inside, high face of each axis
         for axis, size in enumerate(prompts.shape[2:], start=2):
             cube = cube.index_select(axis, torch.tensor([0] + [1] * (size - 2) + [2], device=cube.device))
