@@ -212,8 +212,9 @@ class Versions:
     def clear_temporary(self) -> None:
         """Removes what killed processes left half-written, anywhere under the folder; for the holder of the run."""
         with self._switching():
-            for path in self.folder.rglob(".writing-*"):
-                path.unlink(missing_ok=True)
+            for pattern in (".writing-*", ".tmp*"):  # ours, and those that safetensors writes before it renames them
+                for path in self.folder.rglob(pattern):
+                    path.unlink(missing_ok=True)
 
     def _clear_refused(self, keep: Sequence[str]) -> None:
         """Removes versions that the gate refused, unless somebody chose one all the same: the last one is enough."""
