@@ -1,5 +1,6 @@
 """The network against the reference figures of the published one, imported and built natively."""
 
+import itertools
 import re
 
 import numpy as np
@@ -46,10 +47,18 @@ def native_network():
     return network
 
 
+@pytest.fixture(scope="module")
+def volumes():
+    return {k: torch.from_numpy(np.ascontiguousarray(v))[None, None] for k, v in reference_inputs().items()}
+
+
 @pytest.fixture(scope="module", params=["imported", "native"])
-def outputs(request, imported):
-    network = imported.network if request.param == "imported" else native_network()
-    volumes = {k: torch.from_numpy(np.ascontiguousarray(v))[None, None] for k, v in reference_inputs().items()}
+def network(request, imported):
+    return imported.network if request.param == "imported" else native_network()
+
+
+@pytest.fixture(scope="module")
+def outputs(network, volumes):
     prompts = prompt_maps(clicks_zyx(True), clicks_zyx(False), None, SIZE)[None]
     with_previous = prompts.clone()
     with_previous[:, 2] = volumes["previous"][0]
@@ -59,8 +68,6 @@ def outputs(request, imported):
         out["click_maps"] = prompts[:, :2]
         out["prob_points_only"] = network.decode(features, prompts).sigmoid()
         out["prob_with_previous_mask"] = network.decode(features, with_previous).sigmoid()
-        mask = (out["prob_points_only"] > 0.5).float()
-        out["cpp_heatmap"] = network.propose(volumes["image"], mask, volumes["neighbour"])
     return {k: v.numpy() for k, v in out.items()}
 
 
@@ -80,9 +87,29 @@ def test_probabilities(outputs, golden, key):
     np.testing.assert_allclose(sampled(key, outputs[key]), golden[key], atol=1e-4, rtol=0)
 
 
-def test_heatmap(outputs, golden):
-    # P sees prob > 0.5: three voxels of the patch lie within 2e-6 of 0.5, and one on the other side changes 0.2 here.
-    np.testing.assert_allclose(sampled("cpp_heatmap", outputs["cpp_heatmap"]), golden["cpp_heatmap"], atol=2e-3, rtol=0)
+def test_heatmap(network, volumes, outputs, golden):
+    """P sees prob > 0.5, and one voxel on the other side of it changes 0.2 in the heatmap.
+
+    Some voxels of the patch lie so near to 0.5 that another order of additions in S decides them otherwise. Whichever
+    way they fall, one way must give the figures.
+    """
+    prob = outputs["prob_points_only"]
+    undecided = np.argwhere(np.abs(prob - 0.5) < 1e-5)
+    assert len(undecided) < 12  # of 262,144
+    worst = []
+    for flips in range(4):
+        for flipped in itertools.combinations(undecided, flips):
+            mask = prob > 0.5
+            for voxel in flipped:
+                mask[tuple(voxel)] ^= True
+            with torch.no_grad():
+                heatmap = network.propose(volumes["image"], torch.from_numpy(mask).float(), volumes["neighbour"])
+            worst.append(np.abs(sampled("cpp_heatmap", heatmap.numpy()) - golden["cpp_heatmap"]).max())
+            if worst[-1] < 2e-3:
+                return
+    pytest.fail(
+        f"the heatmap must come within 2e-3 of the reference, the nearest of {len(worst)} is {min(worst):.1e} off"
+    )
 
 
 def test_parameter_counts(imported):
