@@ -28,6 +28,8 @@ def main() -> None:
     parser.add_argument("--preset", choices=sorted(PRESETS), default=TrainingConfig.preset)
     parser.add_argument("--encoder", choices=("rest", "unet"), default=TrainingConfig.encoder)
     parser.add_argument("--prompt", choices=("psap", "rff"), default=TrainingConfig.prompt)
+    parser.add_argument("--cross-patch-frame", choices=("own", "neighbour"),
+                        help="in which P sees a patch and its mask (default: the preset's)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=TrainingConfig.epochs)
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     parser.add_argument("--schedule", choices=("step", "cosine"), default=TrainingConfig.schedule)

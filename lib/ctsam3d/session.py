@@ -84,11 +84,22 @@ class Segmenter:
         return answer[0, 0].cpu().numpy()
 
     @torch.inference_mode()
-    def propose(self, hu_zyx: np.ndarray, mask_zyx: np.ndarray, neighbour_hu_zyx: np.ndarray) -> np.ndarray:
-        """P's raw heatmap (D, H, W) of a neighbour, from a patch in HU, its bool mask, and the neighbour in HU."""
+    def propose(
+        self,
+        hu_zyx: np.ndarray,
+        mask_zyx: np.ndarray,
+        neighbour_hu_zyx: np.ndarray,
+        offset_zyx: tuple[int, int, int],
+    ) -> np.ndarray:
+        """P's raw heatmap (D, H, W) of a neighbour, from a patch in HU, its bool mask, and the neighbour in HU.
+
+        Args:
+            offset_zyx: voxels from the patch's first one to the neighbour's.
+        """
         scaled = [scale_hu(hu, self.info.hu_window) for hu in (hu_zyx, neighbour_hu_zyx)]
         arrays = (scaled[0], mask_zyx.astype(np.float32), scaled[1])
-        heatmap = self.network.propose(*(self._on_device(torch.from_numpy(array)[None, None]) for array in arrays))
+        tensors = (self._on_device(torch.from_numpy(array)[None, None]) for array in arrays)
+        heatmap = self.network.propose(*tensors, torch.tensor([offset_zyx]))
         return heatmap[0, 0].float().cpu().numpy()
 
     def _on_device(self, tensor: Tensor) -> Tensor:

@@ -200,8 +200,8 @@ def test_list_in_words(trained):
 
 
 def publish_for_ever(folder, files):
-    torch.set_num_threads(1)  # a forked process has none of the parent's threads, and would wait for them
     """A process that switches to and fro."""
+    torch.set_num_threads(1)  # a forked process has none of the parent's threads, and would wait for them
     versions = Versions(folder)
     parent = checkpoint.load(files[0])
     while True:

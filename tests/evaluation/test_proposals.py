@@ -25,7 +25,7 @@ def case():
 def segmenter(monkeypatch):
     torch.manual_seed(0)
     segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0)))
-    monkeypatch.setattr(segmenter.network, "propose", lambda image, mask, neighbour: neighbour - 0.5)
+    monkeypatch.setattr(segmenter.network, "propose", lambda image, mask, neighbour, offset: neighbour - 0.5)
     return segmenter
 
 
@@ -37,7 +37,9 @@ def test_a_peak_in_the_structure_is_a_hit(segmenter, case):
 
 def test_a_mask_from_clicks(segmenter, case, monkeypatch):
     given = []
-    monkeypatch.setattr(segmenter.network, "propose", lambda image, mask, neighbour: given.append(mask) or neighbour)
+    monkeypatch.setattr(
+        segmenter.network, "propose", lambda image, mask, neighbour, offset: given.append(mask) or neighbour
+    )
     propose_around(segmenter, case, ["bar"], seeds=[0], clicks=2)
     assert set(given[0].unique().tolist()) <= {0.0, 1.0}
 

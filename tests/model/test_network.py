@@ -1,20 +1,24 @@
 """Shapes, presets, prompts, and that each prompt channel does something."""
 
+import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from ctsam3d.model import PRESETS, NetworkConfig, build
+from ctsam3d.model.cross_patch import in_neighbours_frame
 from ctsam3d.model.prompts import click_map, prompt_maps
 
 
 @pytest.mark.parametrize("encoder", ["rest", "unet"])
 @pytest.mark.parametrize("prompt", ["psap", "rff"])
+@pytest.mark.parametrize("frame", ["own", "neighbour"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_shapes(encoder, prompt, batch):
+def test_shapes(encoder, prompt, frame, batch):
     torch.manual_seed(0)
-    network = build("tiny", encoder=encoder, prompt=prompt).eval()
+    network = build("tiny", encoder=encoder, prompt=prompt, cross_patch_frame=frame).eval()
     image = torch.rand(batch, 1, 64, 64, 64)
     prompts = prompt_maps([(30, 30, 30)], [(5, 60, 7)], None, (64, 64, 64))[None].repeat(batch, 1, 1, 1, 1)
     with torch.no_grad():
@@ -22,7 +26,7 @@ def test_shapes(encoder, prompt, batch):
         assert [tuple(f.shape[1:]) for f in features] == [(16, *(16,) * 3), (16, 8, 8, 8), (16, 4, 4, 4), (32, 2, 2, 2)]
         logits = network.decode(features, prompts)
         assert logits.shape == (batch, 1, 64, 64, 64)
-        assert network.propose(image, image, image).shape == (batch, 1, 64, 64, 64)
+        assert network.propose(image, image, image, torch.zeros(batch, 3, dtype=int)).shape == (batch, 1, 64, 64, 64)
         for channel in range(3):
             other = prompts.clone()
             other[:, channel] = 0.7 if channel == 2 else click_map([(40, 10, 50)], (64, 64, 64))
@@ -33,10 +37,15 @@ def test_presets():
     assert PRESETS["base"].widths == (96, 192, 384, 768) and PRESETS["base"].decoder_width == 256
     assert PRESETS["small"].widths == (24, 48, 96, 192) and PRESETS["tiny"].widths == (16, 32, 64, 128)
     assert all(p.blocks == (1, 2, 6, 2) for p in PRESETS.values())
+    assert {n: p.cross_patch_frame for n, p in PRESETS.items()} == {
+        "base": "own", "small": "neighbour", "tiny": "neighbour"
+    }  # fmt: skip
     assert NetworkConfig.from_dict(PRESETS["small"].as_dict()) == PRESETS["small"]
 
 
-@pytest.mark.parametrize(("argument", "value"), [("preset", "huge"), ("encoder", "vit"), ("prompt", "text")])
+@pytest.mark.parametrize(
+    ("argument", "value"), [("preset", "huge"), ("encoder", "vit"), ("prompt", "text"), ("cross_patch_frame", "world")]
+)
 def test_unknown_choice(argument, value):
     with pytest.raises(ValueError, match=f"{argument} must be .*{value}"):
         build(**{"preset": "tiny", argument: value})
@@ -49,6 +58,31 @@ def test_every_parameter_of_s_learns():
     network(torch.rand(2, 1, 64, 64, 64), prompts.repeat(2, 1, 1, 1, 1)).square().mean().backward()
     idle = [n for n, p in network.named_parameters() if p.grad is None and not n.startswith("cross_patch")]
     assert idle == []
+
+
+def test_in_the_neighbours_frame_every_voxel_keeps_its_place():
+    """A voxel of the patch is at its index less the offset; what the neighbour does not reach is gone."""
+    patches = torch.rand(3, 2, 8, 9, 10) + 1
+    offsets = torch.tensor([(0, 0, 0), (3, -2, 5), (8, 0, 0)])
+    moved = in_neighbours_frame(patches, offsets)
+    assert torch.equal(moved[0], patches[0]) and not moved[2].any()
+    for voxel in itertools.product(range(8), range(9), range(10)):
+        source = np.add(voxel, (3, -2, 5))
+        inside = (source >= 0).all() and (source < (8, 9, 10)).all()
+        assert torch.equal(moved[1][:, *voxel], patches[1][:, *source] if inside else torch.zeros(2))
+
+
+def test_p_in_its_own_frame_does_without_an_offset():
+    image, mask, neighbour = (torch.rand(1, 1, 64, 64, 64) for _ in range(3))
+    offset = torch.tensor([(32, 0, 0)])
+    with torch.no_grad():
+        own = build("tiny", cross_patch_frame="own").eval()
+        assert torch.equal(own.propose(image, mask, neighbour), own.propose(image, mask, neighbour, offset))
+        other = build("tiny", cross_patch_frame="neighbour").eval()
+        with pytest.raises(ValueError, match=r"offset_zyx must be given.*None"):
+            other.propose(image, mask, neighbour)
+        moved = (in_neighbours_frame(volumes, offset) for volumes in (image, mask))
+        assert torch.equal(other.propose(image, mask, neighbour, offset), other.cross_patch(*moved, neighbour))
 
 
 def test_click_map_by_hand():

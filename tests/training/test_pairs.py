@@ -67,6 +67,7 @@ def test_patches_of_a_pair_overlap_as_their_offset_says(point):
         for _ in range(10):
             pair = draw_pair(textured, 64, config, rng)
             offset = np.argwhere(pair.target[0])[0] - np.argwhere(pair.target[1])[0]  # V's first voxel in U
+            assert offset.tolist() == pair.offset.tolist()
             in_u = tuple(slice(max(0, o), min(64, 64 + o)) for o in offset)
             in_v = tuple(slice(max(0, -o), min(64, 64 - o)) for o in offset)
             assert np.allclose(pair.hu[0][in_u], pair.hu[1][in_v], atol=1e-2)

@@ -118,7 +118,7 @@ def _timed_step(run: Run, loader, step: int) -> dict[str, float]:
     with stage("P"):
         for batch in batches:
             own = Rounds(batch, run.config, run.device)
-            heatmaps = run.pair_network.propose(own.image, own.target.float(), own.source, own.neighbour)
+            heatmaps = run.pair_network.propose(own.image, own.target.float(), own.source, own.neighbour, own.offset)
             heatmaps.square().mean().backward()
     seconds["P"] *= run.config.rounds
     seconds["S"] = seconds.pop("network") - seconds["P"]

@@ -70,7 +70,8 @@ def propose_around(
 def _proposals(segmenter, case, grid, box, mask, target, key, stride) -> Iterable[Proposal]:
     hu = crop_hu(case.volume, grid, box)
     for neighbour in neighbours(box, grid.box_zyx, stride):
-        heatmap = segmenter.propose(hu, mask, crop_hu(case.volume, grid, neighbour))
+        offset = tuple(b - a for a, b in zip(box.start, neighbour.start))
+        heatmap = segmenter.propose(hu, mask, crop_hu(case.volume, grid, neighbour), offset)
         place, height = peak(heatmap)
         held = _crop(target, neighbour)
         steps = sum(a != b for a, b in zip(neighbour.start, box.start))

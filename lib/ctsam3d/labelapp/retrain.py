@@ -350,6 +350,7 @@ def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
         preset=_preset(network),
         encoder=network.encoder,
         prompt=network.prompt,
+        cross_patch_frame=network.cross_patch_frame,
         hu_window=base.hu_window,
         epochs=options.max_epochs,
         learning_rate=options.learning_rate,
@@ -364,8 +365,9 @@ def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
 
 
 def _preset(config: NetworkConfig) -> str:
+    choices = {name: getattr(config, name) for name in ("encoder", "prompt", "cross_patch_frame")}
     for name, preset in PRESETS.items():
-        if dataclasses.replace(preset, encoder=config.encoder, prompt=config.prompt) == config:
+        if dataclasses.replace(preset, **choices) == config:
             return name
     raise ValueError(f"weights must have the network of a preset ({', '.join(PRESETS)}) to be trained, got {config}")
 

@@ -19,7 +19,11 @@ SPACING_MM = 1.5
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Everything that decides the shape of the network; stored with the weights."""
+    """Everything that decides the network but its weights, and is stored with them.
+
+    Attributes:
+        encoder, prompt, cross_patch_frame: see `build`.
+    """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
     blocks: tuple[int, ...] = (1, 2, 6, 2)
@@ -30,12 +34,15 @@ class NetworkConfig:
     cross_patch_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     encoder: str = "rest"
     prompt: str = "psap"
+    cross_patch_frame: str = "own"
 
     def __post_init__(self):
         if self.encoder not in ("rest", "unet"):
             raise ValueError(f"encoder must be 'rest' or 'unet', got {self.encoder!r}")
         if self.prompt not in ("psap", "rff"):
             raise ValueError(f"prompt must be 'psap' or 'rff', got {self.prompt!r}")
+        if self.cross_patch_frame not in ("own", "neighbour"):
+            raise ValueError(f"cross_patch_frame must be 'own' or 'neighbour', got {self.cross_patch_frame!r}")
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -46,34 +53,38 @@ class NetworkConfig:
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 
-_NARROW_CROSS_PATCH = (8, 16, 32, 64, 128)
+_NARROW_CROSS_PATCH = {"cross_patch_widths": (8, 16, 32, 64, 128), "cross_patch_frame": "neighbour"}
 PRESETS = {
     "base": NetworkConfig(),
-    "small": NetworkConfig(
-        widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, cross_patch_widths=_NARROW_CROSS_PATCH
-    ),
-    "tiny": NetworkConfig(
-        widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, cross_patch_widths=_NARROW_CROSS_PATCH
-    ),
+    "small": NetworkConfig(widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, **_NARROW_CROSS_PATCH),
+    "tiny": NetworkConfig(widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, **_NARROW_CROSS_PATCH),
 }
 
 
-def build(preset: str | NetworkConfig = "base", *, encoder: str | None = None, prompt: str | None = None) -> SAM3D:
+def build(
+    preset: str | NetworkConfig = "base",
+    *,
+    encoder: str | None = None,
+    prompt: str | None = None,
+    cross_patch_frame: str | None = None,
+) -> SAM3D:
     """A network with fresh weights.
 
     Args:
         preset: "base" (the paper's), "small", "tiny", or a config.
         encoder: "rest" (default) or "unet", the paper's ablation.
         prompt: "psap" (default) or "rff", the paper's ablation.
+        cross_patch_frame: P sees the patch and its mask in their "own" frame (the paper's, and "base"'s), or in the
+            "neighbour"'s (see `cross_patch.py`; what "small" and "tiny" do).
 
     Raises:
-        ValueError: an unknown preset, encoder or prompt.
+        ValueError: an unknown preset, encoder, prompt or frame.
     """
     if isinstance(preset, str) and preset not in PRESETS:
         raise ValueError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
     config = PRESETS[preset] if isinstance(preset, str) else preset
-    changes = {k: v for k, v in {"encoder": encoder, "prompt": prompt}.items() if v is not None}
-    config = dataclasses.replace(config, **changes)
+    changes = {"encoder": encoder, "prompt": prompt, "cross_patch_frame": cross_patch_frame}
+    config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     width = config.decoder_width
     skips = (width // 2, width // 2, width // 2, width)
     if config.encoder == "rest":

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from ctsam3d.model.cross_patch import in_neighbours_frame
+
 
 class SAM3D(nn.Module):
     """The whole network, composed of parts that `build.py` makes.
@@ -34,8 +36,19 @@ class SAM3D(nn.Module):
         """Features of `encode` and prompts (B, 3, D, H, W) = [P, N, Y] (see `prompts.py`) to logits (B, 1, D, H, W)."""
         return self.decoder(features, prompts)
 
-    def propose(self, image: Tensor, mask: Tensor, neighbour: Tensor) -> Tensor:
-        """A patch, its binary mask and a neighbour, each (B, 1, D, H, W); returns the neighbour's raw heatmap."""
+    def propose(self, image: Tensor, mask: Tensor, neighbour: Tensor, offset_zyx: Tensor | None = None) -> Tensor:
+        """A patch, its binary mask and a neighbour, each (B, 1, D, H, W); returns the neighbour's raw heatmap.
+
+        Args:
+            offset_zyx: int (B, 3), voxels from each patch's first one to its neighbour's. The published P does without.
+
+        Raises:
+            ValueError: a P that works in the neighbour's frame, and no offset.
+        """
+        if self.config.cross_patch_frame == "neighbour":
+            if offset_zyx is None:
+                raise ValueError("offset_zyx must be given to a P that works in the neighbour's frame, got None")
+            image, mask = (in_neighbours_frame(volumes, offset_zyx) for volumes in (image, mask))
         return self.cross_patch(image, mask, neighbour)
 
     def forward(self, image: Tensor, prompts: Tensor) -> Tensor:

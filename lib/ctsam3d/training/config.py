@@ -32,6 +32,7 @@ class TrainingConfig:
         hu_window: HU that become 0 and 1.
         epochs: passes over the volumes; warm-up and decay are given as shares of it, so that a short run has the
             paper's schedule by proportion (100 of 1000 epochs, x0.1 at 800).
+        cross_patch_frame: see `model.build`; None for the preset's.
         schedule: "step" (the paper's) or "cosine" (to zero, after the same warm-up).
         samples_per_volume: pairs drawn from a volume in an epoch.
         batch_size: pairs a process sees at once.
@@ -52,6 +53,7 @@ class TrainingConfig:
     preset: str = "base"
     encoder: str = "rest"
     prompt: str = "psap"
+    cross_patch_frame: str | None = None
     hu_window: tuple[float, float] = (-500.0, 800.0)
     epochs: int = 1000
     warmup_share: float = 0.1

@@ -284,7 +284,9 @@ class _Steps(Dataset):
 
 def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
     torch.manual_seed(config.seed)
-    network = build(config.preset, encoder=config.encoder, prompt=config.prompt)
+    network = build(
+        config.preset, encoder=config.encoder, prompt=config.prompt, cross_patch_frame=config.cross_patch_frame
+    )
     if initial is None:
         return network
     if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):

@@ -42,13 +42,17 @@ class TrainingVolume:
 
 @dataclass(frozen=True, eq=False)
 class Pair:
-    """U and V, stacked in this order: HU as float32 and the bool mask of the structure, both (2, D, H, W).
+    """U and V.
 
-    V's mask is empty where `V` lacks the structure, U's never.
+    Attributes:
+        hu: of U and V in this order, float32 (2, D, H, W).
+        target: the masks of the structure, bool (2, D, H, W); V's is empty where V lacks it, U's never.
+        offset: int (3,), from U's first voxel to V's.
     """
 
     hu: np.ndarray
     target: np.ndarray
+    offset: np.ndarray
 
 
 def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np.random.Generator) -> Pair:
@@ -70,7 +74,8 @@ def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np
         start_v = _empty_neighbour(window, start_u, start_v, rng)
     (hu_u, target_u), (hu_v, target_v) = window.cut(start_u), window.cut(start_v)
     hu = np.stack([hu_u, hu_v])
-    return Pair(_change_intensity(hu, config.augmentation, rng), np.stack([target_u, target_v]))
+    hu = _change_intensity(hu, config.augmentation, rng)
+    return Pair(hu, np.stack([target_u, target_v]), start_v - start_u)
 
 
 @dataclass(frozen=True, eq=False)

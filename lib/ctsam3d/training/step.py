@@ -44,6 +44,7 @@ class Batch(NamedTuple):
         image: (2B, 1, D, H, W), intensities scaled to [0, 1].
         target: bool (2B, 1, D, H, W).
         heatmap: (2B, 1, D, H, W), what P should say of each patch: its `heatmap_target`.
+        offset: int (B, 3), from U's first voxel to V's.
         clicks: int (2B, 3), round 1's click of each patch; -1 where the patch lacks the structure.
         seed: of the simulated users, int64 (2B, 4).
     """
@@ -51,6 +52,7 @@ class Batch(NamedTuple):
     image: Tensor
     target: Tensor
     heatmap: Tensor
+    offset: Tensor
     clicks: Tensor
     seed: Tensor
 
@@ -68,6 +70,7 @@ def collate(pairs: Sequence[Pair], hu_window: tuple[float, float], seeds: Sequen
         image=torch.from_numpy(np.stack([scale_hu(patch, hu_window) for patch in hu])[:, None]),
         target=torch.from_numpy(np.stack(target)[:, None]),
         heatmap=torch.stack([heatmap_target(t) for t in target])[:, None],
+        offset=torch.from_numpy(np.stack([pair.offset for pair in pairs])),
         clicks=torch.tensor(clicks),
         seed=torch.tensor(seed),
     )
@@ -99,7 +102,15 @@ class PairNetwork(nn.Module):
         super().__init__()
         self.network = network
 
-    def forward(self, image: Tensor, prompts: Tensor, segmented: Tensor, source: Tensor, neighbour: Tensor):
+    def forward(
+        self,
+        image: Tensor,
+        prompts: Tensor,
+        segmented: Tensor,
+        source: Tensor,
+        neighbour: Tensor,
+        offset: Tensor,
+    ) -> tuple[Tensor, Tensor]:
         """S on the patches `segmented`, then P from their masks, which carry no gradient.
 
         Args:
@@ -107,6 +118,7 @@ class PairNetwork(nn.Module):
             prompts: (n, 3, D, H, W) of the patches `segmented`.
             segmented: (n,), indices of patches.
             source, neighbour: (m,), indices of patches; every source is segmented.
+            offset: int (m, 3), from the source's first voxel to the neighbour's.
 
         Returns:
             Logits (n, 1, D, H, W) and heatmaps (m, 1, D, H, W).
@@ -114,18 +126,18 @@ class PairNetwork(nn.Module):
         logits = self.network(_memory(image[segmented]), prompts)
         masks = torch.zeros_like(image)
         masks[segmented] = (logits.detach() > 0).to(image.dtype)
-        return logits, self.propose(image, masks, source, neighbour)
+        return logits, self.propose(image, masks, source, neighbour, offset)
 
-    def propose(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor) -> Tensor:
+    def propose(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor, offset: Tensor) -> Tensor:
         """P's heatmaps (m, 1, D, H, W), from masks (2B, 1, D, H, W) in {0, 1}."""
-        return self.network.propose(*map(_memory, (image[source], masks[source], image[neighbour])))
+        return self.network.propose(*map(_memory, (image[source], masks[source], image[neighbour])), offset)
 
 
 class TrueMaskNetwork(PairNetwork):
     """P alone, from the true masks."""
 
-    def forward(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor) -> Tensor:
-        return self.propose(image, masks, source, neighbour)
+    def forward(self, image: Tensor, masks: Tensor, source: Tensor, neighbour: Tensor, offset: Tensor) -> Tensor:
+        return self.propose(image, masks, source, neighbour, offset)
 
 
 class Rounds:
@@ -141,6 +153,7 @@ class Rounds:
         every_u = torch.arange(pairs)
         self.source = torch.cat([every_u, both]).to(self.device)  # (m,)
         self.neighbour = torch.cat([every_u + pairs, both - pairs]).to(self.device)
+        self.offset = torch.cat([batch.offset, -batch.offset[both - pairs]])  # (m, 3); indices, so not on the device
         self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
         self.feedback = np.random.default_rng([*batch.seed[0].tolist(), 3])
         self.clicks = [{True: [tuple(click)], False: []} for click in batch.clicks[filled].tolist()]
@@ -164,7 +177,7 @@ class Rounds:
     def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
         with self._mixed_precision():
-            logits, heatmaps = network(self.image, prompts, self.segmented, self.source, self.neighbour)
+            logits, heatmaps = network(self.image, prompts, self.segmented, self.source, self.neighbour, self.offset)
         logits, target = logits.float(), self.target[self.segmented].float()
         losses = {"focal": focal_loss(logits, target).mean(), "dice": dice_loss(logits, target).mean()}
         return logits, {**losses, "heatmap": self._heatmap_loss(heatmaps)}
@@ -172,7 +185,7 @@ class Rounds:
     def forward_true_masks(self, network: nn.Module) -> Tensor:
         """The loss of P alone (a `TrueMaskNetwork`)."""
         with self._mixed_precision():
-            heatmaps = network(self.image, self.target.float(), self.source, self.neighbour)
+            heatmaps = network(self.image, self.target.float(), self.source, self.neighbour, self.offset)
         return self._heatmap_loss(heatmaps)
 
     def _mixed_precision(self) -> contextlib.AbstractContextManager:
