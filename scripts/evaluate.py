@@ -18,6 +18,7 @@ def _counts(text: str) -> list[int]:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", required=True, type=Path, help="folder of case folders")
     parser.add_argument("--out", required=True, type=Path, help="folder for results.csv, report.md and figures")

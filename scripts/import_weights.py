@@ -10,6 +10,7 @@ from ctsam3d import checkpoint
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("params", type=Path, help="the published params.pth")
     parser.add_argument("--config", type=Path, help="the published config.py, for its HU window; default: beside it")

@@ -10,6 +10,7 @@ APP = Path(__file__).resolve().parents[1] / "apps" / "ctsam3d"
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--app", type=Path, default=APP, help="folder of the app; default: the one beside this script")
     parser.add_argument("--to", default=PREVIOUS, help="a version, 'base' (the weights that the server was started "

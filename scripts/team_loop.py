@@ -15,6 +15,7 @@ def _set(text: str) -> tuple[str, tuple[Path, list[str] | None]]:
 
 
 def main() -> None:
+    """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--app", type=Path, default=Path("apps/ctsam3d"))
     parser.add_argument("--data", required=True, type=Path, help="folder of case folders")

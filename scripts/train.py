@@ -18,6 +18,7 @@ from ctsam3d.training.processes import process_group
 
 
 def main() -> None:
+    """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", required=True, type=Path,
                         help="case folders, or folders of them; each argument is drawn from equally often")  # fmt: skip

@@ -21,6 +21,7 @@ from ctsam3d.model.build import PRESETS, SPACING_MM, NetworkConfig, build
 from ctsam3d.model.sam3d import SAM3D
 
 FORMAT = "ctsam3d-1"
+PEAK_THRESHOLD = 0.5  # of weights that say nothing of it: half the height of a click's map
 PUBLISHED_HU_WINDOW = (-125.0, 225.0)  # in a third party's copy of the published config.py
 
 
@@ -36,6 +37,7 @@ class Checkpoint:
         version: a name for these weights, given by whoever saved them.
         feedback: how often a session shows S its own answer as previous mask before it takes it. A click reaches about
             25 voxels in one pass, as the stages that see it are the fine ones; the published network has no more.
+        peak_threshold: the height of a peak of P's heatmap from which on it counts as a click.
         sha256: of the tensors, independent of how the file lays them out.
         notes: anything else that should travel along (data, schedule, figures, left-out parameters).
     """
@@ -46,6 +48,7 @@ class Checkpoint:
     labels: tuple[str, ...] = NAMES
     version: str = "unversioned"
     feedback: int = 0
+    peak_threshold: float = PEAK_THRESHOLD
     sha256: str = ""
     notes: dict = field(default_factory=dict)
 
@@ -84,6 +87,7 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint, half: bool = False) ->
         "labels": json.dumps(list(checkpoint.labels)),
         "version": checkpoint.version,
         "feedback": json.dumps(checkpoint.feedback),
+        "peak_threshold": json.dumps(checkpoint.peak_threshold),
         "sha256": digest,
         "notes": json.dumps(checkpoint.notes),
     }
@@ -129,6 +133,7 @@ def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str], sourc
         labels=tuple(json.loads(metadata["labels"])),
         version=metadata["version"],
         feedback=int(json.loads(metadata.get("feedback", "0"))),  # files of 0.1.0 have none
+        peak_threshold=float(json.loads(metadata.get("peak_threshold", json.dumps(PEAK_THRESHOLD)))),  # nor 0.2.0
         sha256=digest,
         notes=json.loads(metadata["notes"]),
     )

@@ -1,12 +1,14 @@
 """P's proposals against a network whose answer is known."""
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.io import Case
-from ctsam3d.evaluation.proposals import Proposal, propose_around, summarise
+from ctsam3d.data.phantoms import make_phantom_cases
+from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, propose_around, summarise
 from ctsam3d.model import build
 from ctsam3d.session import Segmenter
 from ctsam3d.volume import Volume
@@ -51,7 +53,19 @@ def test_summary():
     lacking = [proposal(0, n / 10) for n in range(11)]  # 0 to 1; nine of ten lie at or below 0.9
     holding = [proposal(500, 0.95, True), proposal(500, 0.95), proposal(500, 0.5, True), proposal(500, 0.1)]
     small = [proposal(10, 1.0, True)]  # neither holds the structure nor lacks it
-    summary = summarise([*lacking, *holding, *small])
-    assert summary == pytest.approx(
-        {"holding": 4, "lacking": 11, "hit": 0.5, "threshold": 0.9, "found": 0.5, "found_hit": 0.5}
-    )
+    summary = summarise([*lacking, *holding, *small], threshold=0.5)
+    assert summary.pop("quiet_at") == pytest.approx(0.9)
+    shares = {"hit": 0.5, "found": 0.75, "found_hit": 2 / 3, "quiet": 5 / 11}
+    assert summary == pytest.approx({"holding": 4, "lacking": 11, **shares})
+
+
+def test_report_of_a_folder(tmp_path):
+    make_phantom_cases(tmp_path / "cases", 1, 7, (4.0, 4.0, 4.0), "abdomen")
+    report = tmp_path / "out" / "proposals.md"
+    assert evaluate_proposals(tmp_path / "cases", tmp_path / "out", structures=["spleen"], threshold=0.25) == report
+    rows = pd.read_csv(report.with_suffix(".csv"))
+    assert set(rows["structure"]) == {"spleen"} and len(rows) > 5
+    text = report.read_text()
+    assert "threshold 0.2500" in text and "trained on: none of them" in text and "phantom_7;" in text
+    with pytest.raises(ValueError, match=r"structures must be in one of the cases.*sponge"):
+        evaluate_proposals(tmp_path / "cases", tmp_path / "out", structures=["sponge"])

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
+from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.clicks import first_click, next_click
-from ctsam3d.data.io import Case
+from ctsam3d.data.files import atomic_path
+from ctsam3d.data.io import Case, read_case
+from ctsam3d.evaluation import find_cases
 from ctsam3d.expansion import STRIDE, neighbours, peak
 from ctsam3d.model.build import PATCH_SIZE
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu, crop_labels
-from ctsam3d.session import Segmenter
+from ctsam3d.session import Segmenter, load
 from ctsam3d.volume import Box, ModelGrid
 
 HOLDS = 200  # model voxels (0.7 ml) of the structure from which on a neighbour holds it
@@ -104,23 +110,88 @@ def _crop(mask_zyx: np.ndarray, box: Box) -> np.ndarray:
     return out
 
 
-def summarise(proposals: Sequence[Proposal], holds: int = HOLDS) -> dict[str, float]:
+def summarise(proposals: Sequence[Proposal], threshold: float, holds: int = HOLDS) -> dict[str, float]:
     """Shares over the neighbours that hold the structure and those that lack it.
+
+    Args:
+        threshold: the peak from which on a neighbour counts as found.
 
     Returns:
         ``holding`` and ``lacking`` (numbers of neighbours), ``hit`` (share of the holding ones whose peak lies in the
-        structure), ``threshold`` (the peak that nine of ten lacking ones stay below), ``found`` (share of the holding
-        ones above it) and ``found_hit`` (share of those whose peak lies in the structure).
+        structure), ``found`` (share of the holding ones that reach the threshold), ``found_hit`` (share of those whose
+        peak lies in the structure), ``quiet`` (share of the lacking ones below the threshold) and ``quiet_at`` (the
+        peak that nine of ten lacking ones stay below, a threshold for weights that have none).
     """
     frame = pd.DataFrame(proposals)
     held, lacking = frame[frame["voxels"] >= holds], frame[frame["voxels"] == 0]
-    threshold = float(lacking["peak"].quantile(0.9)) if len(lacking) else 0.0
-    found = held[held["peak"] > threshold]
+    found = held[held["peak"] >= threshold]
     return {
         "holding": len(held),
         "lacking": len(lacking),
         "hit": float(held["hit"].mean()),
-        "threshold": threshold,
         "found": len(found) / max(1, len(held)),
         "found_hit": float(found["hit"].mean()),
+        "quiet": float((lacking["peak"] < threshold).mean()),
+        "quiet_at": float(lacking["peak"].quantile(0.9)) if len(lacking) else 0.0,
     }
+
+
+def evaluate_proposals(
+    data: str | os.PathLike,
+    out: str | os.PathLike,
+    weights: str | os.PathLike = "default",
+    cases: Sequence[str] | None = None,
+    structures: Sequence[str] | None = None,
+    seeds: int = 1,
+    clicks: int = 0,
+    stride: int = STRIDE,
+    threshold: float | None = None,
+    device: str = "cpu",
+    command: str = "",
+) -> Path:
+    """Measure P on folders of cases; writes `out`/proposals.csv and `out`/proposals.md, which is returned.
+
+    Args:
+        data: folder of case folders (see `read_case`).
+        cases, structures: names; all where None.
+        seeds: patches drawn for each structure.
+        clicks: see `propose_around`.
+        threshold: instead of the weights' own.
+
+    Raises:
+        ValueError: an unknown case or structure, or none that can be measured.
+    """
+    segmenter, proposals = load(weights, device), []
+    info, folders = segmenter.info, find_cases(data, cases)
+    for folder in tqdm(folders, unit="case"):
+        case = read_case(folder)
+        wanted = [name for name in structures or case.names if name in case.structures]
+        proposals += propose_around(segmenter, case, wanted, range(seeds), stride, clicks)
+    if not proposals:
+        raise ValueError(f"structures must be in one of the cases, got {list(structures or ())}")
+    summary = summarise(proposals, info.peak_threshold if threshold is None else threshold)
+    lines = [
+        "# Proposals of P",
+        "",
+        f"- command: `{command}`" if command else "",
+        *_about(info, folders, seeds, clicks),
+    ]
+    lines += [f"- stride {stride}, threshold {info.peak_threshold if threshold is None else threshold:.4f}", ""]
+    lines += ["| " + " | ".join(summary) + " |", "|" + "---|" * len(summary)]
+    lines += ["| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in summary.values()) + " |"]
+    with atomic_path(Path(out) / "proposals.csv") as path:
+        pd.DataFrame(proposals).to_csv(path, index=False)
+    with atomic_path(Path(out) / "proposals.md") as path:
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return Path(out) / "proposals.md"
+
+
+def _about(info: Checkpoint, folders: Sequence[Path], seeds: int, clicks: int) -> list[str]:
+    trained_on = set(map(str, info.notes.get("data", ())))
+    masks = f"masks of {clicks} simulated clicks" if clicks else "true masks"
+    return [
+        f"- weights: {info.version}, SHA-256 {info.sha256}",
+        f"- cases: {', '.join(folder.name for folder in folders)}; seeds 0 to {seeds - 1}; {masks}",
+        f"- trained on: {', '.join(sorted(trained_on & {folder.name for folder in folders})) or 'none of them'}",
+        f"- a neighbour holds the structure from {HOLDS} voxels on",
+    ]

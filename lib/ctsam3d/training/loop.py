@@ -152,6 +152,7 @@ class Run:
             raise ValueError("sources must each hold a volume and have a positive share, got an empty one")
         self.sources, self.config, self.out, self.save_every = sources, config, out, save_every
         self.initial_sha256 = initial.sha256 if initial else None
+        self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
         self.notes, self.half, self.device = notes or {}, half, torch.device(device)
         self.pairs = config.batch_size * config.accumulate * processes.count()  # a step
         self.pairs_per_epoch = sum(len(source.volumes) for source in sources) * config.samples_per_volume
@@ -252,7 +253,7 @@ class Run:
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
         feedback = FEEDBACK_PASSES if self.config.feedback else 0
         content = checkpoint.Checkpoint(
-            self.network, self.config.hu_window, SPACING_MM, labels, version, feedback, notes=notes
+            self.network, self.config.hu_window, SPACING_MM, labels, version, feedback, self.peak_threshold, notes=notes
         )
         checkpoint.save(self.weights_path, content, half=self.half)
 
