@@ -96,6 +96,32 @@ def save(path: str | os.PathLike, checkpoint: Checkpoint, half: bool = False) ->
     return digest
 
 
+@dataclass(frozen=True)
+class About:
+    """What a file says of its weights; see `Checkpoint`."""
+
+    version: str
+    sha256: str
+    notes: dict
+
+
+def read_about(path: str | os.PathLike) -> About:
+    """What a checkpoint that `save` wrote says of itself; no tensor is read.
+
+    Raises:
+        ValueError: not one of ours, or not whole.
+    """
+    try:
+        with safe_open(path, framework="pt") as handle:
+            metadata = handle.metadata() or {}
+        if metadata.get("format") != FORMAT:
+            raise ValueError(f"its format must be {FORMAT!r}, got {metadata.get('format')!r}")
+        notes = json.loads(metadata["notes"])
+        return About(metadata["version"], metadata["sha256"], notes if isinstance(notes, dict) else {})
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
+        raise ValueError(f"weights {path} cannot be read: {error}") from error
+
+
 def load(path: str | os.PathLike) -> Checkpoint:
     """Read a checkpoint that `save` wrote.
 

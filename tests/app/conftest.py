@@ -1,4 +1,4 @@
-"""The real server, started with the plain command, and clients that drive it."""
+"""The real server, started with the plain command, and clients that drive it; an app whose training is a stand-in."""
 
 import os
 import shutil
@@ -16,6 +16,8 @@ import pytest
 import requests
 from monailabel.client import MONAILabelClient
 from scipy import ndimage
+from tests.app.labelling import patients
+from tests.app.standin import App
 
 from ctsam3d.data.io import read_case
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
@@ -158,3 +160,16 @@ def server(tmp_path_factory):
         yield Server(url, studies, replies, work / "tmp", work / "server.log", scans)
     finally:
         stop(process)
+
+
+@pytest.fixture
+def app(tmp_path, monkeypatch):
+    return App(tmp_path, monkeypatch)
+
+
+@pytest.fixture
+def labelled(app):
+    """Two patients for training, three for validation."""
+    for number, patient in enumerate((*patients(False, 2), *patients(True, 3))):
+        app.team.label(f"study{number}", number, patient)
+    return app

@@ -10,7 +10,6 @@ the gate refused is kept too, to be looked at.
 from __future__ import annotations
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -19,7 +18,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from safetensors import SafetensorError, safe_open
 
 from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
@@ -265,15 +263,8 @@ def read_version(path: Path) -> Version:
     Raises:
         ValueError: not one of our files, or not whole.
     """
-    try:
-        with safe_open(path, framework="pt") as handle:
-            metadata = handle.metadata() or {}
-        if metadata.get("format") != checkpoint.FORMAT:
-            raise ValueError(f"its format must be {checkpoint.FORMAT!r}, got {metadata.get('format')!r}")
-        notes = json.loads(metadata["notes"])
-        return Version(path.name.removesuffix(SUFFIX), metadata["sha256"], notes if isinstance(notes, dict) else {})
-    except (SafetensorError, OSError, KeyError, ValueError) as error:
-        raise ValueError(f"weights {path} cannot be read: {error}") from error
+    about = checkpoint.read_about(path)
+    return Version(path.name.removesuffix(SUFFIX), about.sha256, about.notes)
 
 
 def _number(name: str) -> int:
