@@ -14,7 +14,7 @@ def _set(text: str) -> tuple[str, tuple[Path, list[str] | None]]:
     return name, (Path(folder), cases.split(",") if cases else None)
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--app", type=Path, default=Path("apps/ctsam3d"))
@@ -25,11 +25,12 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="new folder")
     parser.add_argument("--options", type=json.loads, default={}, help='of the training, e.g. {"max_epochs": 5}')
     parser.add_argument("--seeds", type=int, default=3)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     if arguments.out.exists():
         parser.error(f"--out must be a new folder, {arguments.out} exists")
     values = vars(arguments)
-    print(f"report: {team_loop(**{**values, 'sets': dict(values.pop('measure'))})}")
+    sets = dict(values.pop("measure"))
+    print(f"report: {team_loop(**values, sets=sets)}")
 
 
 if __name__ == "__main__":

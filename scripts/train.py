@@ -17,7 +17,7 @@ from ctsam3d.training.loop import Source, train
 from ctsam3d.training.processes import process_group
 
 
-def main() -> None:
+def main(argv: list[str] | None = None) -> None:
     """Read the command line and make one library call."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", required=True, type=Path,
@@ -38,6 +38,8 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=TrainingConfig.accumulate, help="batches seen before a step")
     parser.add_argument("--rounds", type=int, default=TrainingConfig.rounds, help="simulated clicks a patch")
     parser.add_argument("--structure-power", type=float, default=TrainingConfig.structure_power)
+    parser.add_argument("--imprecise-clicks", type=float, default=TrainingConfig.imprecise_clicks,
+                        help="share of the later clicks that miss the deepest point of the error")  # fmt: skip
     parser.add_argument("--feedback", type=float, default=TrainingConfig.feedback,
                         help="share of the rounds in which S sees its own answer once more")  # fmt: skip
     parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
@@ -48,25 +50,28 @@ def main() -> None:
     parser.add_argument("--save-every", type=int, default=50, help="steps between two states")
     parser.add_argument("--weights", type=Path, help="a .safetensors file to start from")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shares = arguments.shares or [1.0] * len(arguments.data)
     if len(shares) != len(arguments.data):
         parser.error(f"--shares must have a number per --data argument, {len(arguments.data)}, got {len(shares)}")
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
-    config = TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in names})
-    groups = load_groups(arguments.data, VolumeCache(arguments.cache or arguments.out / "volumes"))
-    with process_group(arguments.device) as device:
-        path = train(
-            [Source(group, share) for group, share in zip(groups, shares)],
-            config,
-            arguments.out,
-            device=device,
-            workers=arguments.workers,
-            save_every=arguments.save_every,
-            initial=checkpoint.load(arguments.weights) if arguments.weights else None,
-            half=arguments.half,
-        )
+    try:
+        config = TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in names})
+        groups = load_groups(arguments.data, VolumeCache(arguments.cache or arguments.out / "volumes"))
+        with process_group(arguments.device) as device:
+            path = train(
+                [Source(group, share) for group, share in zip(groups, shares)],
+                config,
+                arguments.out,
+                device=device,
+                workers=arguments.workers,
+                save_every=arguments.save_every,
+                initial=checkpoint.load(arguments.weights) if arguments.weights else None,
+                half=arguments.half,
+            )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {' '.join(str(error).split())}\n")
     print(f"weights: {path}")
 
 

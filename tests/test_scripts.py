@@ -1,6 +1,7 @@
 """The command lines: one real process each where it counts, the rest through their main()."""
 
 import importlib.util
+import inspect
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from ctsam3d import checkpoint
 from ctsam3d.data.io import write_volume
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
+from ctsam3d.labelapp.team_loop import team_loop
 from ctsam3d.model import build
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -127,6 +129,31 @@ def test_evaluate_writes_its_report_and_names_what_is_wrong(folder, capsys, tmp_
     assert "--clicks 2,1 --seeds 1 --structures spleen`" in report and "scripts/evaluate.py" in report
     assert "'q'" in refused("evaluate", capsys, *common, "--cases", "q")
     assert "seeds" in refused("evaluate", capsys, *common, "--seeds", "0")
+
+
+def test_evaluate_proposals_names_what_is_wrong(folder, capsys, tmp_path):
+    write_phantom_case(tmp_path / "data" / "p", make_phantom(0, (6, 6, 6), "abdomen"))
+    common = ["--data", tmp_path / "data", "--out", tmp_path / "out", "--weights", folder / "w.safetensors"]
+    script("evaluate_proposals").main([*map(str, common), "--structures", "spleen"])
+    assert "evaluate_proposals.py" in (tmp_path / "out" / "proposals.md").read_text()
+    capsys.readouterr()  # the progress bar
+    assert "'q'" in refused("evaluate_proposals", capsys, *common, "--cases", "q")
+
+
+def test_train_names_what_is_wrong(capsys, tmp_path):
+    common = ["--data", tmp_path, "--out", tmp_path / "out", "--preset", "tiny"]
+    assert "must be a case or hold cases" in refused("train", capsys, *common)
+    assert "epochs must be at least 1, got 0" in refused("train", capsys, *common, "--epochs", "0")
+
+
+def test_team_loop_takes_its_sets_apart(monkeypatch, tmp_path):
+    given, module = {}, script("team_loop")
+    monkeypatch.setattr(module, "team_loop", lambda **values: given.update(values) or "report.md")
+    sets = [f"here={tmp_path}", f"there={tmp_path}/x:a,b"]
+    module.main(["--data", str(tmp_path), "--labelled", "c,d", "--out", str(tmp_path / "out"), "--measure", *sets])
+    assert given["labelled"] == ["c", "d"] and given["options"] == {}
+    assert given["sets"] == {"here": (tmp_path, None), "there": (tmp_path / "x", ["a", "b"])}
+    inspect.signature(team_loop).bind(**given)
 
 
 def test_import_weights_says_what_it_took(folder, capsys, tmp_path, monkeypatch):

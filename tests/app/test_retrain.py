@@ -43,7 +43,7 @@ def test_where_a_training_starts_and_what_it_draws_from(labelled):
     labelled.press()
     (_, config, initial) = labelled.trainer.calls[0]
     (new, share), (others, rest) = labelled.drawn
-    assert (set(new), share) == ({"study0", "study1"}, NEW_SHARE == 0.7 and NEW_SHARE)
+    assert set(new) == {"study0", "study1"} and share == NEW_SHARE == 0.7
     assert (len(others), rest) == (len(REPLAY), pytest.approx(0.3))
     base = checkpoint.load(labelled.versions.base_path)
     assert initial.sha256 == base.sha256 and config.hu_window == base.hu_window
@@ -101,6 +101,45 @@ def test_a_corrected_label_is_new(labelled):
     assert labelled.drawn[0][0] == ["study0"] and "study1" in labelled.drawn[1][0]
     cached = list((labelled.versions.folder / "cache").iterdir())
     assert len(cached) == 5 + 1  # the studies as they are by now, and the stand-in for every phantom
+
+
+def test_labels_saved_meanwhile_do_not_change_the_comparison(labelled, monkeypatch):
+    """One validation study gets another label while the training runs, one an empty one, and one goes away."""
+    train, asked = labelled.trainer, []
+
+    def meanwhile(*arguments, **options):
+        studies = labelled.team.studies
+        labelled.team.label("study2", 2, patients(True, 1)[0], values=(1,))
+        labelled.team.label("study3", 3, patients(True, 2)[1], labels=np.zeros(SHAPE, np.uint8))
+        (studies / "study4.nii.gz").unlink()
+        return train(*arguments, **options)
+
+    def sizes(segmenter, cases, **options):
+        cases = list(cases)
+        asked.append({case.name: [int(case.mask(name).sum()) for name in case.names] for case in cases})
+        return labelled.gauge(segmenter, cases)
+
+    monkeypatch.setattr(retrain, "train", meanwhile)
+    monkeypatch.setattr(retrain, "validate", sizes)
+    assert labelled.press()["published"]
+    assert asked[1] == asked[3] and set(asked[1]) == {"study2", "study3", "study4"} and len(asked[1]["study2"]) == 2
+
+
+def test_the_reference_set_does_not_erode(app):
+    """Each version may be a point worse than the best of its ancestors, not than the last one."""
+    app.team.label("one", 0, patients(False, 1)[0])
+    app.gauge.scores = [0.5, 0.0, 0.492, 0.0]
+    assert app.press()["published"]
+    app.gauge.scores = [0.492, 0.0, 0.484, 0.0]
+    outcome = app.press()
+    assert not outcome["published"] and "more than 0.01 worse, 0.5000 -> 0.4840" in outcome["reason"]
+
+
+def test_a_stray_file_in_the_cache_is_left_alone(labelled):
+    stray = labelled.versions.folder / "cache" / ".DS_Store"
+    stray.parent.mkdir(parents=True)
+    stray.write_bytes(b"")
+    assert labelled.press()["published"] and stray.exists()
 
 
 # ---- studies that cannot be used -----------------------------------------------------------------------------------
@@ -230,6 +269,15 @@ def test_a_failing_validation_leaves_the_old_version(labelled, monkeypatch, mome
     assert labelled.task.stats()["error"] == "ZeroDivisionError: division by zero"
     monkeypatch.setattr(retrain, "validate", Gauge())
     assert labelled.press()["published"]
+
+
+@pytest.mark.parametrize("error", [FloatingPointError("gradients must stay finite"), loop.RunError("no state")])
+def test_a_run_that_would_fail_again_is_cleared(labelled, error):
+    labelled.trainer.fail = error
+    with pytest.raises(type(error)):
+        labelled.press()
+    labelled.trainer.fail = None
+    assert labelled.press()["published"] and not labelled.trainer.resumed
 
 
 def test_a_rollback_during_a_training_stands(labelled, monkeypatch):

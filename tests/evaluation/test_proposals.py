@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from ctsam3d.checkpoint import Checkpoint
-from ctsam3d.data.io import Case
+from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom_cases
 from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, propose_around, summarise
 from ctsam3d.model import build
-from ctsam3d.session import Segmenter
+from ctsam3d.session import Segmenter, load
 from ctsam3d.volume import Volume
 
 
@@ -35,6 +35,19 @@ def test_a_peak_in_the_structure_is_a_hit(segmenter, case):
     found = propose_around(segmenter, case, ["bar"], seeds=range(3), stride=32)
     assert {(p.case, p.structure, p.steps) for p in found} == {("bar", "bar", 1)}  # only x has room
     assert all(p.hit and p.peak == pytest.approx(700 / 1300 - 0.5) and p.voxels == 6400 for p in found)
+
+
+@pytest.mark.slow
+def test_the_packaged_p_finds_its_way(tmp_path):
+    """On a phantom of a seed that it has not seen: peaks in the structure, quiet where there is none."""
+    make_phantom_cases(tmp_path, 1, 8100, (3.0, 3.0, 3.0), "abdomen")
+    segmenter = load("default")
+    case = read_case(tmp_path / "phantom_8100")
+    names = ("spleen", "kidney_left", "pancreas", "vertebrae_L2", "gallbladder", "adrenal_gland_left")
+    found = propose_around(segmenter, case, [name for name in names if name in case.structures], [0], stride=40)
+    summary = summarise(found, segmenter.info.peak_threshold)
+    assert summary["holding"] > 50 and summary["lacking"] > 20
+    assert summary["hit"] >= 0.8 and summary["quiet"] >= 0.9 and summary["found"] >= 0.9
 
 
 def test_a_mask_from_clicks(segmenter, case, monkeypatch):

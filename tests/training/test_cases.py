@@ -1,29 +1,50 @@
 """Volumes on the model grid, from a folder that remembers them."""
 
+import os
+
 import numpy as np
 import pytest
 from tests.training.boxes import boxes
 
 from ctsam3d.data.io import Case
-from ctsam3d.training.cases import VolumeCache, load_group
+from ctsam3d.training.cases import VolumeCache, as_case, load_group
 from ctsam3d.training.pairs import TrainingVolume
+from ctsam3d.volume import Volume
 
 
 def test_a_volume_lies_on_the_model_grid(tmp_path):
     volume = VolumeCache(tmp_path).get(boxes())
     assert volume.hu_zyx.shape == (60, 50, 40) and volume.sizes == {1: 8000, 2: 216}
     assert volume.structures == ("big", "small")
-    assert all((volume.labels_zyx[tuple(volume.anchors[v].T)] == v).all() for v in (1, 2))
-    assert (volume.hu_zyx[volume.labels_zyx == 2] == 300).all()
+    labels_zyx = volume.labels_zyx[:]
+    assert all((labels_zyx[tuple(volume.anchors[v][:].T)] == v).all() for v in (1, 2))
+    assert (volume.hu_zyx[:][labels_zyx == 2] == 300).all()
     assert volume.labels_zyx[5, 44, 34] == 1 and volume.labels_zyx[5, 5, 5] == 0  # (z, y, x) = (k, 49 - j, 39 - i)
 
 
-def test_arrays_are_mapped_from_disk_and_written_once(tmp_path, monkeypatch):
+def test_arrays_are_looked_into_on_disk_and_written_once(tmp_path, monkeypatch):
     first = VolumeCache(tmp_path).get(boxes())
     monkeypatch.setattr(VolumeCache, "_write", lambda *_: pytest.fail("written again"))
-    again = VolumeCache(tmp_path).get(boxes())
-    assert isinstance(again.hu_zyx, np.memmap) and isinstance(again.labels_zyx, np.memmap)
-    same_volume(first, again)
+    open_files = len(os.listdir("/proc/self/fd"))
+    many = [VolumeCache(tmp_path).get(boxes()) for _ in range(5)]
+    assert isinstance(many[0].hu_zyx[2:5], np.memmap) and isinstance(many[0].anchors[1][3], np.ndarray)
+    assert len(os.listdir("/proc/self/fd")) == open_files
+    same_volume(first, many[0])
+
+
+def test_a_volume_as_a_case_is_the_same_volume(tmp_path):
+    volume = VolumeCache(tmp_path / "one").get(boxes())
+    case = as_case(volume)
+    assert case.names == ("big", "small") and case.volume.shape_ijk == (40, 50, 60)
+    same = VolumeCache(tmp_path / "two").get(case)
+    assert np.array_equal(same.hu_zyx, volume.hu_zyx) and np.array_equal(same.labels_zyx, volume.labels_zyx)
+
+
+def test_values_beyond_16_bits_do_not_wrap(tmp_path):
+    one = boxes()
+    bright = Volume(np.where(one.mask("big"), 65535.0, -70000.0).astype(np.float32), one.volume.affine_ras_mm)
+    volume = VolumeCache(tmp_path).get(Case("bright", bright, one.structures))
+    assert np.unique(volume.hu_zyx).tolist() == [-32768, 32767]
 
 
 def same_volume(a: TrainingVolume, b: TrainingVolume):

@@ -7,7 +7,7 @@ import pytest
 import torch
 from tests.training.boxes import STILL
 
-from ctsam3d.losses import mask_loss
+from ctsam3d.losses import dice_loss, focal_loss
 from ctsam3d.model import build
 from ctsam3d.model.prompts import click_map
 from ctsam3d.training.config import TrainingConfig
@@ -130,8 +130,8 @@ def test_what_the_network_is_given(network, monkeypatch):
     assert torch.equal(offset, rounds.offset)
     assert torch.equal(image, one.image[[0, 1, 2]]) and torch.equal(neighbour, one.image[[2, 3, 0]])
     assert torch.equal(mask, (torch.sigmoid(logits) > 0.5).float()) and not mask.requires_grad
-    ours = (0.2 * losses["focal"] + 0.8 * losses["dice"]).item()
-    assert ours == pytest.approx(mask_loss(logits, target).mean().item(), rel=1e-5)
+    assert losses["focal"].item() == pytest.approx(focal_loss(logits, target).mean().item(), rel=1e-5)
+    assert losses["dice"].item() == pytest.approx(dice_loss(logits, target).mean().item(), rel=1e-5)
 
 
 def test_the_heatmap_loss_is_the_mean_squared_error(network, monkeypatch):
@@ -237,6 +237,30 @@ def test_accumulated_batches_give_the_mean_gradient(network):
         train_step(network, optimiser(network, rate=1e-12), chosen, config)
         gradients.append(torch.cat([p.grad.flatten() for p in network.parameters()]))
     assert torch.allclose((gradients[0] + gradients[1]) / 2, gradients[2], atol=1e-6)
+
+
+def test_what_a_step_descends(network, monkeypatch):
+    """0.2 focal + 0.8 Dice + the error of the heatmaps, the gradient cut to the norm of the configuration."""
+    one = batch(pair(CUBE, SHIFTED))
+    rounds = Rounds(one, CONFIG, "cpu")
+    _, losses = rounds.forward(network, rounds.prompts())
+    (0.2 * losses["focal"] + 0.8 * losses["dice"] + losses["heatmap"]).backward()
+    expected = torch.cat([p.grad.flatten() for p in network.parameters()])
+    network.zero_grad()
+    config = dataclasses.replace(CONFIG, rounds=1, gradient_clip=float(expected.norm()) / 2)
+    network.load_state_dict(network.state_dict())
+    train_step(network, torch.optim.SGD(network.parameters(), 0.0), [one], config)
+    cut = torch.cat([p.grad.flatten() for p in network.parameters()])
+    assert (cut - expected / 2).norm() < 1e-4 * expected.norm()
+
+
+def test_gradients_that_are_not_finite_change_nothing(network):
+    before = [p.detach().clone() for p in network.parameters()]
+    parameter = next(network.network.decoder.parameters())
+    parameter.register_hook(lambda gradient: gradient * float("nan"))
+    with pytest.raises(FloatingPointError, match="gradients must stay finite"):
+        train_step(network, optimiser(network), [batch(pair(CUBE, SHIFTED))], CONFIG)
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters()))
 
 
 def test_a_loss_that_is_not_finite_changes_nothing(network):

@@ -34,6 +34,13 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def clear_temporary(folder: str | os.PathLike) -> None:
+    """Removes what killed processes left half-written under a folder that nobody else writes to now."""
+    for pattern in (".writing-*", ".tmp*"):  # ours, and those that safetensors writes before it renames them
+        for path in Path(folder).rglob(pattern):
+            path.unlink(missing_ok=True)
+
+
 def _sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY)
     try:

@@ -23,7 +23,8 @@ def decide(reference: tuple[float, float], validation: tuple[float, float] | Non
     """Publish only what is better on the team's validation studies and hardly worse on the reference set.
 
     Args:
-        reference: score on the reference set before and after the training, `SCORE`.
+        reference: score on the reference set, `SCORE`: the best so far of the weights and those they came from, and
+            that after the training.
         validation: score on the validation studies before and after; None where there are none.
         studies: number of validation studies. With fewer than `MIN_STUDIES` the reference set decides alone.
 

@@ -31,14 +31,15 @@ from ctsam3d.labelapp.status import DONE, FAILED, Status
 from ctsam3d.labelapp.versions import SwitchedError, Versions
 from ctsam3d.model.build import PRESETS, NetworkConfig
 from ctsam3d.session import Segmenter
-from ctsam3d.training.cases import VolumeCache
+from ctsam3d.training.cases import VolumeCache, as_case
 from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.loop import Progress, Source, train
+from ctsam3d.training.loop import Progress, RunError, Source, train
 from ctsam3d.training.pairs import TrainingVolume
 
 logger = logging.getLogger(__name__)
 
 FEEDBACK_SHARE = 0.5  # of the rounds, for weights whose sessions feed S's answer back
+IMPRECISE_CLICKS = 0.5  # of the later ones, as people do not find the deepest point
 NEW_SHARE = 0.7  # of the pairs; the others are from phantoms and from what was learnt before
 REPLAY = (
     PhantomSpec(5000, "trunk"),
@@ -80,16 +81,17 @@ class Material:
     Attributes:
         new: newly labelled volumes, or all of the team's where nothing is new.
         earlier: volumes that an ancestor of the weights was trained on.
-        validation: studies of the validation patients, each with the content of its volume.
+        validation: volumes of the validation patients. They are what is measured, not the files, which the team may
+            label anew meanwhile.
     """
 
     new: list[TrainingVolume]
     earlier: list[TrainingVolume]
-    validation: list[tuple[Study, str]]
+    validation: list[TrainingVolume]
 
     @property
-    def measured(self) -> list[tuple[Study, str]]:
-        """The validation studies that are clicked through: not more than the gate can wait for."""
+    def measured(self) -> list[TrainingVolume]:
+        """The validation volumes that are clicked through: not more than the gate can wait for."""
         return self.validation[:MAX_VALIDATION]
 
 
@@ -127,6 +129,8 @@ class Retraining:
         except BaseException as error:
             self.status.update(state=FAILED, error=f"{type(error).__name__}: {error}")
             logger.error("training failed, the served version stays: %s", error)
+            if isinstance(error, (FloatingPointError, RunError)):  # it would fail at the same step again
+                self._clear_run()
             raise
         finally:
             gc.collect()
@@ -146,7 +150,7 @@ class Retraining:
         self.status.update(base=base.version)
         material = self._material(datastore, base)
         replay = self._replay()
-        self._prune([*replay, *material.new, *material.earlier], material.validation)
+        self._prune([*replay, *material.new, *material.earlier, *material.validation])
         sources = [Source(material.new, NEW_SHARE), Source([*replay, *material.earlier], 1 - NEW_SHARE)]
         config = training_config(base, self.options)
         self._begin(base, config, sources)
@@ -156,8 +160,9 @@ class Retraining:
             state="validating after training", seconds_left=self.status.values.get("validation_seconds", 0)
         )
         after = self._scores(trained, material)
-        decision = self._decide(before, after)
-        notes = self._notes(base, material, before, after, decision)
+        best = _best_reference(base, before["reference"])
+        decision = self._decide(before, after, best)
+        notes = {**self._notes(base, material, before, after, decision), "reference_best": [best, repr(REFERENCE)]}
         return self._conclude(decision, trained, base, expected, notes)
 
     # ---- material -------------------------------------------------------------------------------------------------
@@ -192,8 +197,7 @@ class Retraining:
         trained = set(base.notes.get("trained", ()))
         new = [volume for _, volume in divided[TRAINING] if volume.content not in trained]
         earlier = [volume for _, volume in divided[TRAINING] if volume.content in trained]
-        validation = [(study, volume.content) for study, volume in divided[VALIDATION]]
-        return Material(new or earlier, earlier if new else [], validation)
+        return Material(new or earlier, earlier if new else [], [volume for _, volume in divided[VALIDATION]])
 
     def _tell(self, divided: dict[str, list[tuple[Study, TrainingVolume]]], skipped: dict[str, str]) -> None:
         names = {part: [study.name for study, _ in divided[part]] for part in (TRAINING, VALIDATION)}
@@ -206,11 +210,11 @@ class Retraining:
         self.status.update(state="preparing phantoms")
         return [self.cache.get(phantom_case(self.folder / "phantoms", spec)) for spec in REPLAY]
 
-    def _prune(self, volumes: Sequence[TrainingVolume], validation: Sequence[tuple[Study, str]]) -> None:
+    def _prune(self, volumes: Sequence[TrainingVolume]) -> None:
         """Removes the resampled volumes of what is labelled otherwise by now."""
-        used = {volume.content for volume in volumes} | {content for _, content in validation}
+        used = {volume.content for volume in volumes}
         for folder in self.cache.folder.iterdir():
-            if folder.name not in used:
+            if folder.is_dir() and folder.name not in used:
                 (folder / "about.json").unlink(missing_ok=True)  # without it, what may be left over is no volume
                 shutil.rmtree(folder)
 
@@ -240,14 +244,15 @@ class Retraining:
             self.run_folder / "state",
             device=self.options.device,
             initial=base,
-            save_every=SAVE_EVERY[self.options.device],
+            save_every=SAVE_EVERY[torch.device(self.options.device).type],
             observe=self._observe,
         )
         return checkpoint.load(path)
 
     def _observe(self, progress: Progress) -> None:
         rounds = [
-            {name: round(value, 4) for name, value in dataclasses.asdict(result).items()} for result in progress.rounds
+            {name: float(f"{value:.4g}") for name, value in dataclasses.asdict(result).items()}
+            for result in progress.rounds
         ]
         seconds_left = round(progress.seconds_left + self.status.values.get("validation_seconds", 0))
         place = {"epoch": progress.epoch, "step": progress.step, "steps": progress.steps}
@@ -258,14 +263,14 @@ class Retraining:
             logger.info(
                 "epoch %d of %d, step %d of %d, %d s left; rounds: %s",
                 *(progress.epoch, progress.epochs, progress.step, progress.steps, seconds_left),
-                "; ".join(", ".join(f"{name} {value:.3f}" for name, value in result.items()) for result in rounds),
+                "; ".join(", ".join(f"{name} {value:.3g}" for name, value in result.items()) for result in rounds),
             )
 
     # ---- the gate -------------------------------------------------------------------------------------------------
 
     def _scores_before(self, base: Checkpoint, material: Material) -> dict[str, Scores | None]:
         """The scores of the served weights, kept with the run."""
-        key = json.dumps([base.sha256, [content for _, content in material.measured], repr(REFERENCE)])
+        key = json.dumps([base.sha256, [volume.content for volume in material.measured], repr(REFERENCE)])
         path = self.run_folder / "before.json"
         self.status.update(state="validating before training")
         if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
@@ -283,17 +288,13 @@ class Retraining:
         return scores
 
     def _scores(self, weights: Checkpoint, material: Material, when: str = "after") -> dict[str, Scores | None]:
-        """Of the session that serves, on the reference set and on the validation studies (None where nothing counts).
-
-        Raises:
-            ValueError: a study cannot be read any more.
-        """
+        """Of the session that serves, on the reference set and on the validation volumes (None where none counts)."""
         segmenter = Segmenter(weights, self.options.device)
         reference: Iterable[Case] = (phantom_case(self.folder / "phantoms", spec) for spec in REFERENCE)
         largest = max(MAX_STRUCTURES, *(len(spec.structures) for spec in REFERENCE))
         scores = {"reference": validate(segmenter, reference, max_structures=largest)}
         self._show(when, scores)
-        scores["validation"] = validate(segmenter, (study.read() for study, _ in material.measured))
+        scores["validation"] = validate(segmenter, map(as_case, material.measured))
         self._show(when, scores)
         logger.info("DSC by clicks %s training: %s", when, _by_clicks(scores))
         weights.network.to("cpu")  # the GPU is the training's
@@ -303,14 +304,11 @@ class Retraining:
         for name, by_clicks in _by_clicks(scores).items():
             self.status.update(**{name: {**self.status.values.get(name, {}), when: by_clicks}})
 
-    def _decide(self, before: dict[str, Scores | None], after: dict[str, Scores | None]) -> Decision:
-        reference, validation = ((before[name], after[name]) for name in ("reference", "validation"))
-        if None in reference:
-            raise ValueError("reference set must hold a structure that is large enough, it has none")
+    def _decide(self, before: dict[str, Scores | None], after: dict[str, Scores | None], best: float) -> Decision:
+        reference, validation = (best, after["reference"].mean), (before["validation"], after["validation"])
         if None in validation:
-            return decide((reference[0].mean, reference[1].mean))
-        means = validation[0].mean, validation[1].mean
-        return decide((reference[0].mean, reference[1].mean), means, validation[1].cases)
+            return decide(reference)
+        return decide(reference, (validation[0].mean, validation[1].mean), validation[1].cases)
 
     def _notes(self, base: Checkpoint, material: Material, before, after, decision: Decision) -> dict:
         contents = {volume.content for volume in (*material.new, *material.earlier)}
@@ -358,6 +356,7 @@ def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
         samples_per_volume=options.samples_per_volume,
         batch_size=options.batch_size,
         trainable="all" if options.train == "full" else "decoder",
+        imprecise_clicks=IMPRECISE_CLICKS,
         feedback=FEEDBACK_SHARE if base.feedback else 0.0,
         frozen_statistics=True,
         seed=options.seed,
@@ -370,6 +369,15 @@ def _preset(config: NetworkConfig) -> str:
         if dataclasses.replace(preset, **choices) == config:
             return name
     raise ValueError(f"weights must have the network of a preset ({', '.join(PRESETS)}) to be trained, got {config}")
+
+
+def _best_reference(base: Checkpoint, score: Scores) -> float:
+    """The best score that `base` or one of its ancestors had on the reference set.
+
+    Against the last one alone, version after version could lose a little.
+    """
+    best, of = base.notes.get("reference_best", (0.0, ""))
+    return max(score.mean, best) if of == repr(REFERENCE) else score.mean
 
 
 def _scores(values: dict | None) -> Scores | None:

@@ -19,6 +19,7 @@ import requests
 from monailabel.client import MONAILabelClient
 from tqdm import tqdm
 
+from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
 from ctsam3d.data.io import read_case, write_volume
 from ctsam3d.evaluation import evaluate, find_cases
@@ -62,6 +63,7 @@ def team_loop(
     for case in cases:
         shutil.copyfile(case / "ct.nii.gz", studies / f"{case.name}.nii.gz")
     before = _measure(sets, "default", out / "before", clicks, seeds)
+    about = checkpoint.read_about(checkpoint.packaged_path())
     with _server(served, studies, out / "server.log") as url:
         client = MONAILabelClient(url, tmpdir=str(out))
         for case in cases:
@@ -69,7 +71,7 @@ def team_loop(
         stats = _train(client, url, options or {})
     weights = served / "model" / MODEL / f"{stats['outcome']['candidate']}.safetensors"
     after = _measure(sets, weights, out / "after", clicks, seeds)
-    return _write_report(out, labelled, stats, before, after, seeds)
+    return _write_report(out, about, stats, before, after, seeds)
 
 
 @contextlib.contextmanager
@@ -139,13 +141,17 @@ def _measure(sets, weights, out: Path, clicks: Sequence[int], seeds: int) -> pd.
     return pd.concat(frames)
 
 
-def _write_report(out: Path, labelled, stats: dict, before: pd.DataFrame, after: pd.DataFrame, seeds: int) -> Path:
+def _write_report(
+    out: Path, about: checkpoint.About, stats: dict, before: pd.DataFrame, after: pd.DataFrame, seeds: int
+) -> Path:
     def table(frame: pd.DataFrame) -> pd.DataFrame:
         return frame.groupby(["set", "case", "clicks"], sort=False)["dsc"].mean().unstack("clicks")
 
     then, now = table(before), table(after)
     counts = list(then.columns)
-    lines = ["# The loop of a team", "", f"- labelled and trained on: {', '.join(labelled)}"]
+    lines = ["# The loop of a team", ""]
+    lines += [f"- {part}: {', '.join(names) or 'none'}" for part, names in stats["studies"].items()]
+    lines += [f"- before: {about.version}, SHA-256 {about.sha256}, which had seen {', '.join(about.notes['data'])}"]
     lines += [f"- outcome: {stats['outcome']['reason']}", f"- options: `{json.dumps(stats['options'])}`"]
     lines += [f"- DSC, mean over structures and {seeds} seeds; before -> after", ""]
     lines += ["| set | case | " + " | ".join(f"{n} clicks" for n in counts) + " |", "|---|---|" + "---|" * len(counts)]

@@ -43,7 +43,6 @@ class ClickTrainTask(TrainTask):
 
     def config(self) -> dict:
         """The options with their defaults, which clients show; of a list the first is the default."""
-        devices = ["cuda", "cpu"] if torch.cuda.is_available() else ["cpu"]
         return {
             "max_epochs": 10,
             "learning_rate": 3e-4,
@@ -51,7 +50,7 @@ class ClickTrainTask(TrainTask):
             "samples_per_volume": TrainingConfig.samples_per_volume,
             "train": ["decoder", "full"],
             "seed": 42,
-            "device": sorted(devices, key=lambda name: not self._device.startswith(name)),
+            "device": list(dict.fromkeys([self._device, *(["cuda"] if torch.cuda.is_available() else []), "cpu"])),
         }
 
     def stats(self) -> dict:

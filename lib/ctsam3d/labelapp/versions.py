@@ -21,7 +21,7 @@ from filelock import FileLock, Timeout
 
 from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
-from ctsam3d.data.files import atomic_path
+from ctsam3d.data.files import atomic_path, clear_temporary
 
 logger = logging.getLogger(__name__)
 
@@ -210,9 +210,7 @@ class Versions:
     def clear_temporary(self) -> None:
         """Removes what killed processes left half-written, anywhere under the folder; for the holder of the run."""
         with self._switching():
-            for pattern in (".writing-*", ".tmp*"):  # ours, and those that safetensors writes before it renames them
-                for path in self.folder.rglob(pattern):
-                    path.unlink(missing_ok=True)
+            clear_temporary(self.folder)
 
     def _clear_refused(self, keep: Sequence[str]) -> None:
         """Removes versions that the gate refused, unless somebody chose one all the same: the last one is enough."""

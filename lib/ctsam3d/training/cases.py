@@ -7,6 +7,7 @@ import json
 import logging
 import os
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,12 +17,29 @@ from ctsam3d.data.io import Case, read_case
 from ctsam3d.model.build import SPACING_MM
 from ctsam3d.resample import crop_hu, crop_labels
 from ctsam3d.training.pairs import TrainingVolume
-from ctsam3d.volume import ModelGrid
+from ctsam3d.volume import ModelGrid, Volume
 
 log = logging.getLogger(__name__)
 
 ANCHORS = 4096  # voxels kept per structure as places to draw a pair at
 MIN_VOXELS = 50  # of the model grid; smaller structures are left out
+
+
+class _OnDisk:
+    """A .npy file that is opened for every look into it, so that a run over thousands holds no thousands of files."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.shape = np.load(path, mmap_mode="r").shape
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index) -> np.ndarray:
+        return np.load(self.path, mmap_mode="r")[index]
+
+    def __array__(self, dtype=None, copy=None) -> np.ndarray:
+        return np.asarray(np.load(self.path, mmap_mode="r"), dtype)
 
 
 class VolumeCache:
@@ -63,7 +81,7 @@ class VolumeCache:
             raise ValueError(
                 f"case {case.name} must hold a structure of at least {self.min_voxels} model voxels, it has none"
             )
-        hu = np.rint(crop_hu(case.volume, grid, grid.box_zyx)).astype(np.int16)
+        hu = np.rint(crop_hu(case.volume, grid, grid.box_zyx)).clip(-32768, 32767).astype(np.int16)
         names = [case.names[value - 1] for value in anchors]
         about = {"values": list(anchors), "names": names, "sizes": [int(count) for count, _ in anchors.values()]}
         arrays = {"hu_zyx": hu, "labels_zyx": labels, **{f"anchors_{v}": places for v, (_, places) in anchors.items()}}
@@ -75,10 +93,18 @@ class VolumeCache:
 
     def _read(self, folder: Path, name: str) -> TrainingVolume:
         about = json.loads((folder / "about.json").read_text())
-        hu, labels = (np.load(folder / f"{array}.npy", mmap_mode="r") for array in ("hu_zyx", "labels_zyx"))
-        anchors = {value: np.load(folder / f"anchors_{value}.npy") for value in about["values"]}
+        hu, labels = (_OnDisk(folder / f"{array}.npy") for array in ("hu_zyx", "labels_zyx"))
+        anchors = {value: _OnDisk(folder / f"anchors_{value}.npy") for value in about["values"]}
         sizes = dict(zip(about["values"], about["sizes"]))
         return TrainingVolume(name, folder.name, hu, labels, anchors, sizes, tuple(about["names"]))
+
+
+def as_case(volume: TrainingVolume, spacing_mm: float = SPACING_MM) -> Case:
+    """A training volume as a scan on the model grid, whatever has become of the files that it was made from."""
+    affine = np.diag([-spacing_mm, -spacing_mm, spacing_mm, 1.0])  # i, j, k to Left, Posterior, Superior
+    labels_ijk = np.asarray(volume.labels_zyx).transpose(2, 1, 0)
+    masks = {name: partial(np.equal, labels_ijk, value) for name, value in zip(volume.structures, volume.sizes)}
+    return Case(volume.name, Volume(np.asarray(volume.hu_zyx).transpose(2, 1, 0), affine), masks)
 
 
 def load_group(folder: str | os.PathLike, cache: VolumeCache) -> list[TrainingVolume]:

@@ -41,7 +41,7 @@ class TrainingConfig:
         rounds: simulated clicks a patch, an optimiser step after each.
         structure_power: a structure is drawn with probability proportional to (voxels)^power.
         empty_share: pairs whose V lacks the structure.
-        imprecise_clicks: share of later clicks that miss the deepest point.
+        imprecise_clicks: share of later clicks that miss the deepest point. The paper has none; people do miss it.
         feedback: share of the rounds in which S sees its own answer as previous mask once more before it is graded, for
             weights whose sessions do the same (`Checkpoint.feedback`). The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
@@ -70,7 +70,7 @@ class TrainingConfig:
     rounds: int = 5
     structure_power: float = 0.7
     empty_share: float = 0.25
-    imprecise_clicks: float = 0.5
+    imprecise_clicks: float = 0.0
     feedback: float = 0.0
     trainable: str = "all"
     frozen_statistics: bool = False

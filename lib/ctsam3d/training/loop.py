@@ -7,6 +7,7 @@ import itertools
 import json
 import logging
 import os
+import pickle
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,8 +21,8 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from ctsam3d import checkpoint
-from ctsam3d.data.files import atomic_path
-from ctsam3d.losses import DICE_WEIGHT, FOCAL_WEIGHT
+from ctsam3d.data.files import atomic_path, clear_temporary
+from ctsam3d.losses import mask_loss
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
 from ctsam3d.model.layers import ChannelLayerNorm
 from ctsam3d.training import processes
@@ -43,6 +44,10 @@ log = logging.getLogger(__name__)
 KEPT_STATES = 2
 P_EPSILON = 1e-15
 FEEDBACK_PASSES = 2  # of a session, for weights that were trained with feedback
+
+
+class RunError(ValueError):
+    """A folder holds a run that this one cannot go on with."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +100,8 @@ def train(
         Path of the weights.
 
     Raises:
-        ValueError: an empty source, weights that do not fit, or `out` holds a run of another kind.
+        ValueError: an empty source, or weights that do not fit.
+        RunError: `out` holds a run of another kind, or no state of it can be read.
         FloatingPointError: the loss is no longer finite.
     """
     run = Run(sources, config, Path(out), **options)
@@ -119,7 +125,7 @@ def train(
 
 
 def _summary(results: Sequence[RoundResult]) -> str:
-    loss = np.mean([FOCAL_WEIGHT * r.focal + DICE_WEIGHT * r.dice for r in results])
+    loss = np.mean([mask_loss(focal=r.focal, dice=r.dice) for r in results])
     heatmap = np.mean([r.heatmap for r in results])
     return f"loss {loss:.3f}, heatmap {heatmap:.1e}, DSC {results[0].dsc:.2f} -> {results[-1].dsc:.2f}"
 
@@ -217,24 +223,42 @@ class Run:
             old.unlink()
 
     def resume(self) -> None:
-        """Take up the latest state under `out`, if there is one.
+        """Take up the latest state under `out` that can be read, if there is one.
+
+        Every process reads it for itself, so `out` must be a folder that all of them share.
 
         Raises:
-            ValueError: it belongs to a run of another configuration, or on other volumes.
+            RunError: it belongs to a run of another configuration, or on other volumes; none can be read; or the
+                processes do not find the same one.
         """
         self.out.mkdir(parents=True, exist_ok=True)
-        states = self._states()
-        if states:
-            state = torch.load(states[-1], map_location="cpu", weights_only=True)
+        if processes.rank() == 0:
+            clear_temporary(self.out)
+        state = self._latest_state()
+        if state:
             if state["run"] != self._identity():
-                raise ValueError(
+                raise RunError(
                     f"out {self.out} must be new or hold a run of this configuration, it holds {state['run']}"
                 )
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
             self.step = state["step"]
             log.info("resuming %s at step %d of %d", self.out, self.step, self.steps)
+        if len(set(steps := processes.gather(self.step))) > 1:
+            raise RunError(f"out {self.out} must be a folder that all processes share, they resume at steps {steps}")
         self.log.open(self.step)
+
+    def _latest_state(self) -> dict | None:
+        errors = []
+        for path in reversed(self._states()):
+            try:
+                return torch.load(path, map_location="cpu", weights_only=True)
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+                log.warning("%s cannot be read: %s", path, error)
+                errors.append(path.name)
+        if errors:
+            raise RunError(f"out {self.out} must hold a state that can be read, none of {', '.join(errors)} can")
+        return None
 
     def _states(self) -> list[Path]:
         return sorted(self.out.glob("state-*.pt"))

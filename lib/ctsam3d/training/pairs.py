@@ -20,7 +20,7 @@ EMPTY_ATTEMPTS = 16  # places tried for a neighbour without the structure; a lar
 
 @dataclass(frozen=True, eq=False)
 class TrainingVolume:
-    """A scan and its label map, resampled to the model grid; the arrays may be mapped from disk.
+    """A scan and its label map, resampled to the model grid; the arrays may lie on disk.
 
     Attributes:
         content: SHA-256 of scan, labels and spacing.

@@ -20,6 +20,15 @@ def count() -> int:
     return distributed.get_world_size() if distributed.is_initialized() else 1
 
 
+def gather(value: int) -> list[int]:
+    """The values of all processes, by rank."""
+    if not distributed.is_initialized():
+        return [value]
+    values = [None] * count()
+    distributed.all_gather_object(values, value)
+    return values
+
+
 @contextlib.contextmanager
 def process_group(device: str) -> Iterator[str]:
     """Join the processes that torchrun started, if it did; yields the device of this one ("cuda" gets its number)."""

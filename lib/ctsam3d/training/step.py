@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from ctsam3d.clicks import first_click, next_clicks
-from ctsam3d.losses import DICE_WEIGHT, FOCAL_WEIGHT, dice_loss, focal_loss
+from ctsam3d.losses import dice_loss, focal_loss, mask_loss
 from ctsam3d.model.prompts import click_map
 from ctsam3d.model.sam3d import SAM3D
 from ctsam3d.resample import scale_hu
@@ -228,7 +228,7 @@ def train_step(
         stage: times the parts named "clicks", "network" and "optimiser"; see `scripts/benchmark.py training`.
 
     Raises:
-        FloatingPointError: the loss is no longer finite.
+        FloatingPointError: the loss or its gradients are no longer finite.
     """
     rounds, results = [Rounds(batch, config, device) for batch in batches], []
     for _ in range(config.rounds):
@@ -239,13 +239,13 @@ def train_step(
                 prompts = own.prompts()
             with stage("network"), _synchronised(network, number == len(rounds)):
                 logits, losses = own.forward(network, own.feed_back(network, prompts))
-                loss = FOCAL_WEIGHT * losses["focal"] + DICE_WEIGHT * losses["dice"] + losses["heatmap"]
+                loss = mask_loss(focal=losses["focal"], dice=losses["dice"]) + losses["heatmap"]
                 (loss / len(rounds)).backward()
             answers.append((logits.detach(), {name: value.detach() for name, value in losses.items()}))
         if not all(torch.isfinite(value) for _, losses in answers for value in losses.values()):
             raise FloatingPointError(f"losses must stay finite, got {answers[-1][1]}")
         with stage("optimiser"):
-            nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+            _clip(network, config)
             optimiser.step()
         with stage("clicks"):
             dsc = [own.click(logits) for own, (logits, _) in zip(rounds, answers)]
@@ -271,9 +271,15 @@ def train_step_true_masks(
         losses.append(loss.item())
     if not np.isfinite(losses).all():
         raise FloatingPointError(f"losses must stay finite, got {losses}")
-    nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+    _clip(network, config)
     optimiser.step()
     return [RoundResult(focal=0.0, dice=0.0, heatmap=float(np.mean(losses)), dsc=1.0)]
+
+
+def _clip(network: nn.Module, config: TrainingConfig) -> None:
+    norm = nn.utils.clip_grad_norm_(network.parameters(), config.gradient_clip)
+    if not torch.isfinite(norm):
+        raise FloatingPointError(f"gradients must stay finite, got a norm of {norm.item()}")
 
 
 def _synchronised(network: nn.Module, last: bool) -> contextlib.AbstractContextManager:
