@@ -163,20 +163,21 @@ def evaluate_proposals(
     """
     segmenter, proposals = load(weights, device), []
     info, folders = segmenter.info, find_cases(data, cases)
+    threshold = info.peak_threshold if threshold is None else threshold
     for folder in tqdm(folders, unit="case"):
         case = read_case(folder)
         wanted = [name for name in structures or case.names if name in case.structures]
         proposals += propose_around(segmenter, case, wanted, range(seeds), stride, clicks)
     if not proposals:
         raise ValueError(f"structures must be in one of the cases, got {list(structures or ())}")
-    summary = summarise(proposals, info.peak_threshold if threshold is None else threshold)
+    summary = summarise(proposals, threshold)
     lines = [
         "# Proposals of P",
         "",
         f"- command: `{command}`" if command else "",
         *_about(info, folders, seeds, clicks),
     ]
-    lines += [f"- stride {stride}, threshold {info.peak_threshold if threshold is None else threshold:.4f}", ""]
+    lines += [f"- stride {stride}, threshold {threshold:.4f}", ""]
     lines += ["| " + " | ".join(summary) + " |", "|" + "---|" * len(summary)]
     lines += ["| " + " | ".join(f"{v:.3f}" if isinstance(v, float) else str(v) for v in summary.values()) + " |"]
     with atomic_path(Path(out) / "proposals.csv") as path:

@@ -160,6 +160,8 @@ class Retraining:
             state="validating after training", seconds_left=self.status.values.get("validation_seconds", 0)
         )
         after = self._scores(trained, material)
+        if None in (before["reference"], after["reference"]):
+            raise ValueError("reference set must hold a structure that is large enough, it has none")
         best = _best_reference(base, before["reference"])
         decision = self._decide(before, after, best)
         notes = {**self._notes(base, material, before, after, decision), "reference_best": [best, repr(REFERENCE)]}
