@@ -18,9 +18,10 @@ from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.evaluation.simulate import simulate
 from ctsam3d.model import build
 from ctsam3d.session import Segmenter
+from ctsam3d.training import loop
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.loop import Progress, Run, RunError, Source, train
+from ctsam3d.training.loop import Progress, Run, RunError, Source, epoch_order, train
 
 QUICK = TrainingConfig(preset="tiny", epochs=1, samples_per_volume=4, batch_size=1, rounds=2, learning_rate=1e-3)
 
@@ -83,6 +84,33 @@ def test_batches_do_not_depend_on_who_cuts_them(sources):
     assert all(torch.equal(a, b) for one, other in zip(here, there) for a, b in zip(one, other))
 
 
+def test_a_pass_sees_every_volume_as_often():
+    one, config = [Source([None] * 5)], TrainingConfig(samples_per_volume=3)
+    for epoch in range(3):
+        assert sorted(epoch_order(one, config, epoch)) == [(0, volume) for volume in range(5) for _ in range(3)]
+    assert epoch_order(one, config, 0) != epoch_order(one, config, 1)
+    assert epoch_order(one, config, 1) == epoch_order(one, config, 1)
+
+
+def test_sources_have_their_shares_of_every_pass():
+    """10 volumes, 2 samples: 20 pairs, of which 13.3 and 6.7 in the mean, never more than a pair away."""
+    sources, config = [Source([None] * 3, 0.8), Source([None] * 7, 0.4)], TrainingConfig(samples_per_volume=2)
+    counts = []
+    for epoch in range(60):
+        order = epoch_order(sources, config, epoch)
+        each = [[order.count((number, volume)) for volume in range(size)] for number, size in ((0, 3), (1, 7))]
+        assert sum(map(sum, each)) == len(order) == 20
+        assert all(max(own) - min(own) <= 1 for own in each)
+        counts.append(sum(each[0]))
+    assert set(counts) == {13, 14} and 13.1 < np.mean(counts) < 13.6
+
+
+def test_a_small_share_is_not_lost():
+    sources, config = [Source([None], 0.99), Source([None], 0.01)], TrainingConfig(samples_per_volume=2)
+    drawn = [sum(number for number, _ in epoch_order(sources, config, epoch)) for epoch in range(400)]
+    assert set(drawn) == {0, 1} and 4 <= sum(drawn) <= 40  # 16 in the mean
+
+
 def test_a_finished_run_is_left_alone(trained, sources):
     before = (trained[0] / "model.safetensors").read_bytes()
     train(sources, QUICK, trained[0])
@@ -142,15 +170,20 @@ def test_weights_that_do_not_fit_are_refused(trained, sources):
         Run(sources, dataclasses.replace(QUICK, preset="small"), Path("unused"), initial=initial)
 
 
-def test_volumes_are_drawn_by_the_shares_of_their_sources(tmp_path, sources):
-    other = VolumeCache(tmp_path).get(boxes(shape=(40, 50, 64)))
-    shared = [Source(sources[0].volumes, 3), Source([other], 1)]
-    config = dataclasses.replace(QUICK, samples_per_volume=100, augmentation=STILL)
-    run = Run(shared, config, tmp_path / "run")
-    rng = np.random.default_rng(0)
-    dataset = run.loader(0).dataset
-    drawn = [dataset.sources[rng.choice(2, p=dataset.shares)] is shared[1] for _ in range(400)]
-    assert run.steps == 200 and np.mean(drawn) == pytest.approx(0.25, abs=0.06)
+def test_the_loader_cuts_what_the_pass_orders(sources, monkeypatch):
+    """Over two passes, two batches a step, one of them astride the passes."""
+    config = dataclasses.replace(QUICK, epochs=2, samples_per_volume=6, batch_size=2, accumulate=2)
+    drawn = []
+    monkeypatch.setattr(loop, "draw_pair", lambda volume, *_: drawn.append(volume) or pair)
+    monkeypatch.setattr(loop, "collate", lambda *_: None)
+    volumes, pair = [*"abc"], object()
+    run = Run([Source(sources[0].volumes)], config, Path("unused"))
+    assert (run.pairs, run.pairs_per_epoch, run.steps) == (4, 6, 3)
+    run.sources = [Source(volumes)]
+    run.steps = 9
+    list(run.loader(0))
+    orders = [[volumes[number] for _, number in epoch_order(run.sources, config, epoch)] for epoch in (0, 1)]
+    assert drawn == orders[0] + orders[1] and sorted(orders[0]) == sorted("abc" * 6)
 
 
 def test_retraining_keeps_the_statistics_and_the_encoder(tmp_path, sources, trained):
@@ -184,6 +217,8 @@ import dataclasses, sys, torch
 from pathlib import Path
 from ctsam3d.training import processes
 from ctsam3d.training.cases import VolumeCache
+from ctsam3d.training import loop
+from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import Run, Source, train
 from tests.training.boxes import boxes
 from tests.training.test_loop import QUICK

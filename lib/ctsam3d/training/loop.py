@@ -52,7 +52,7 @@ class RunError(ValueError):
 
 @dataclass(frozen=True)
 class Source:
-    """Volumes, and how often one of them is drawn, in proportion to the shares of the other sources."""
+    """Volumes, and how many of a pass's pairs are theirs, in proportion to the shares of the other sources."""
 
     volumes: Sequence[TrainingVolume]
     share: float = 1.0
@@ -161,7 +161,7 @@ class Run:
         self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
         self.notes, self.half, self.device = notes or {}, half, torch.device(device)
         self.pairs = config.batch_size * config.accumulate * processes.count()  # a step
-        self.pairs_per_epoch = sum(len(source.volumes) for source in sources) * config.samples_per_volume
+        self.pairs_per_epoch = pairs_per_epoch(sources, config)
         self.steps = max(1, round(config.epochs * self.pairs_per_epoch / self.pairs))
         self.step = 0
         self.network = _network(config, initial).to(self.device, memory_format=torch.channels_last_3d)
@@ -190,7 +190,7 @@ class Run:
 
     def loader(self, workers: int) -> DataLoader:
         """The batches of this process, from the present step on."""
-        steps = _Steps(self.sources, self.config, processes.rank() * self.config.accumulate)
+        steps = _Steps(self.sources, self.config, processes.rank() * self.config.accumulate, self.pairs)
         return DataLoader(steps, batch_size=None, sampler=range(self.step, self.steps), num_workers=workers)
 
     def learn(self, batches: Sequence[Batch]) -> list[RoundResult]:
@@ -288,10 +288,9 @@ class _Steps(Dataset):
     So it is the same pair whether another process sees it, or the same one as a further batch.
     """
 
-    def __init__(self, sources: Sequence[Source], config: TrainingConfig, first_batch: int):
-        self.sources, self.config, self.first_batch = sources, config, first_batch
-        shares = np.array([source.share for source in sources], float)
-        self.shares = shares / shares.sum()
+    def __init__(self, sources: Sequence[Source], config: TrainingConfig, first_batch: int, pairs: int):
+        self.sources, self.config, self.first_batch, self.pairs = sources, config, first_batch, pairs
+        self._epoch, self._order = -1, []
 
     def __getitem__(self, step: int) -> list[Batch]:
         size = self.config.batch_size
@@ -299,12 +298,42 @@ class _Steps(Dataset):
         return [self._batch(step, range(number * size, (number + 1) * size)) for number in batches]
 
     def _batch(self, step: int, numbers: Sequence[int]) -> Batch:
-        pairs = [self._pair(np.random.default_rng([self.config.seed, step, number])) for number in numbers]
+        pairs = [self._pair(step, number) for number in numbers]
         return collate(pairs, self.config.hu_window, [(self.config.seed, step, number) for number in numbers])
 
-    def _pair(self, rng: np.random.Generator):
-        volumes = self.sources[rng.choice(len(self.shares), p=self.shares)].volumes
-        return draw_pair(volumes[rng.integers(len(volumes))], PATCH_SIZE, self.config, rng)
+    def _pair(self, step: int, number: int):
+        epoch, place = divmod(step * self.pairs + number, pairs_per_epoch(self.sources, self.config))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, epoch_order(self.sources, self.config, epoch)
+        source, volume = self._order[place]
+        rng = np.random.default_rng([self.config.seed, step, number])
+        return draw_pair(self.sources[source].volumes[volume], PATCH_SIZE, self.config, rng)
+
+
+def pairs_per_epoch(sources: Sequence[Source], config: TrainingConfig) -> int:
+    """Pairs of one pass over the volumes."""
+    return sum(len(source.volumes) for source in sources) * config.samples_per_volume
+
+
+def epoch_order(sources: Sequence[Source], config: TrainingConfig, epoch: int) -> list[tuple[int, int]]:
+    """The volume of every pair of a pass, as its source and its number there, in random order.
+
+    A source has its share of the pairs, to less than one pair; its volumes differ by one pair at most. So a pass over
+    a single source sees each volume `samples_per_volume` times.
+
+    Args:
+        epoch: the pass, from 0.
+    """
+    rng = np.random.default_rng([config.seed, epoch])
+    shares = np.array([source.share for source in sources], float)
+    # The ends of the sources' parts, rounded at a place that differs from pass to pass: no small share is always lost.
+    ends = np.floor(shares.cumsum() / shares.sum() * pairs_per_epoch(sources, config) + rng.random())
+    ends[-1] = pairs_per_epoch(sources, config)
+    order = []
+    for number, (count, source) in enumerate(zip(np.diff(ends, prepend=0).astype(int), sources)):
+        drawn = np.resize(rng.permutation(len(source.volumes)), count)  # over and over, in one order
+        order += [(number, int(volume)) for volume in drawn]
+    return [order[place] for place in rng.permutation(len(order))]
 
 
 def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
