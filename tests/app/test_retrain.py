@@ -48,7 +48,7 @@ def test_where_a_training_starts_and_what_it_draws_from(labelled):
     base = checkpoint.load(labelled.versions.base_path)
     assert initial.sha256 == base.sha256 and config.hu_window == base.hu_window
     assert (config.preset, config.trainable, config.frozen_statistics) == ("tiny", "decoder", True)
-    assert (config.epochs, config.learning_rate, config.batch_size, config.schedule) == (10, 3e-4, 2, "cosine")
+    assert (config.epochs, config.learning_rate, config.batch_size, config.schedule) == (10, 1e-4, 2, "cosine")
 
 
 def test_validation_clicks_the_patients_who_are_never_trained_on(labelled):

@@ -45,7 +45,7 @@ class ClickTrainTask(TrainTask):
         """The options with their defaults, which clients show; of a list the first is the default."""
         return {
             "max_epochs": 10,
-            "learning_rate": 3e-4,
+            "learning_rate": 1e-4,
             "batch_size": 2 if self._device == "cpu" else 4,
             "samples_per_volume": TrainingConfig.samples_per_volume,
             "train": ["decoder", "full"],
