@@ -107,7 +107,7 @@ def test_defaults_are_what_clients_are_shown():
     plain = task.options({"model": "ctsam3d", "client_id": "x", "local_rank": 0, "gpus": "all"})
     assert plain == task.options(shown) == options(train="decoder", max_epochs="10", batch_size=2.0, seed="42")
     counts = {"max_epochs": 10, "batch_size": 2, "samples_per_volume": 8, "seed": 42}
-    assert dataclasses.asdict(plain) == {**counts, "learning_rate": 3e-4, "train": "decoder", "device": "cpu"}
+    assert dataclasses.asdict(plain) == {**counts, "learning_rate": 1e-4, "train": "decoder", "device": "cpu"}
     assert task.options({"train": "full", "ctsam3d": {"max_epochs": 3}}).train == "full"
 
 

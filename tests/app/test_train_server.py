@@ -1,18 +1,27 @@
 """Train pressed in a client of the real server: a process of its own, its status, a stop, and what is served after."""
 
+import contextlib
+import itertools
 import json
+import os
+import random
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 import requests
+import torch
 from monailabel.client import MONAILabelClient
 from tests.app.conftest import ROOT, free_port, start, stop, wait_until_up
 from tests.app.labelling import INFO, patients, scan, write_case
 
+from ctsam3d import checkpoint
 from ctsam3d.data.io import write_mask, write_volume
 from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
 from ctsam3d.labelapp.versions import Versions
@@ -20,20 +29,28 @@ from ctsam3d.labelapp.versions import Versions
 pytestmark = pytest.mark.slow
 
 SECONDS = 300
+KILLS = int(os.environ.get("CTSAM3D_KILLS", "3"))  # 20 take about ten minutes
+KILL_SECONDS = 30.0  # within which a kill comes; a whole training takes about as long
 QUICK = {"max_epochs": 1, "samples_per_volume": 1, "batch_size": 1, "learning_rate": 1e-6}
 SMALL = """
 from ctsam3d.labelapp import retrain
 retrain.REPLAY, retrain.REFERENCE = retrain.REPLAY[:1], retrain.REFERENCE[:1]
+retrain.SAVE_EVERY = {"cpu": 1}
 """  # appended to the app, which every training makes anew
 
 
 @dataclass(frozen=True)
 class Team:
-    """A running server, its app folder, and a client of it."""
+    """A running server, its folders, and a client of it."""
 
     url: str
-    app: Path
+    work: Path
+    process: subprocess.Popen
     client: MONAILabelClient
+
+    @property
+    def app(self) -> Path:
+        return self.work / "app"
 
     def stats(self) -> dict:
         return self.client.info()["train_stats"]["ctsam3d"]
@@ -81,7 +98,7 @@ def team(tmp_path_factory):
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(process, url, work / "server.log")
-        yield Team(url, app, MONAILabelClient(url, tmpdir=str(work)))
+        yield Team(url, work, process, MONAILabelClient(url, tmpdir=str(work)))
     finally:
         stop(process)
 
@@ -148,3 +165,83 @@ def goes_back(team, base):
     assert done.stdout == "current: base\n", done.stderr
     assert team.version("newest") == base
     assert len(Versions(team.app / "model" / "ctsam3d").list()) == 1
+
+
+# ---- killed --------------------------------------------------------------------------------------------------------
+
+
+def test_killed_at_any_moment_no_click_fails_and_it_goes_on(team):
+    """Runs after the test above, whose studies and labels it trains on. CTSAM3D_KILLS sets the number of kills."""
+    rng, kills, step = random.Random(0), 0, 0
+    request = {**QUICK, "max_epochs": 2, "seed": 7}
+    with clicking(team) as rounds:
+        while kills < KILLS:
+            team.client.train_start("ctsam3d", request)
+            killed = is_killed(team, rng.uniform(0, KILL_SECONDS))
+            team.ended()
+            kills += killed
+            before, step, state = step, can_all_be_read(team), team.stats()["state"]
+            assert state in ("stopped", "done")  # "done" also where it was killed before it said anything
+            assert step >= before or state == "done", (before, step)  # it goes on, rather than begins again
+        team.client.train_start("ctsam3d", request)
+        assert team.ended()["status"] == "DONE" and team.stats()["state"] == "done"
+        can_all_be_read(team)
+    assert rounds and all(reply == 200 for reply in rounds), rounds
+    assert not list((team.app / "model" / "ctsam3d").glob("run/*"))
+
+
+@contextlib.contextmanager
+def clicking(team):
+    """A client that clicks all the while, in old sessions and in new ones; yields the status of every reply."""
+    rounds, over = [], threading.Event()
+
+    def click():
+        for number in itertools.count():
+            if over.is_set():
+                return
+            places = [[20, 20, 18], [22 + number % 5, 20, 18]][: 1 + number % 2]
+            params = {"spleen": places, "background": [], "client_id": f"clicking {number // 10}"}
+            query = {"image": "study0", "output": "json"}
+            try:
+                address, data = f"{team.url}/infer/ctsam3d", {"params": json.dumps(params)}
+                rounds.append(requests.post(address, params=query, data=data, timeout=120).status_code)
+            except requests.RequestException as error:
+                rounds.append(repr(error))
+
+    thread = threading.Thread(target=click)
+    thread.start()
+    try:
+        yield rounds
+    finally:
+        over.set()
+        thread.join()
+
+
+def is_killed(team, after: float) -> bool:
+    """SIGKILL to the training process once it has run so many seconds; False where it was over by then."""
+    end = time.monotonic() + SECONDS
+    while not (trainers := psutil.Process(team.process.pid).children()) and time.monotonic() < end:
+        time.sleep(0.05)
+    (trainer,) = trainers
+    with contextlib.suppress(psutil.TimeoutExpired):
+        trainer.wait(after)
+        return False
+    trainer.kill()
+    return True
+
+
+def can_all_be_read(team) -> int:
+    """Opens every file of the app's model folder that has its name; returns the step of the latest state."""
+    folder, step = team.app / "model" / "ctsam3d", 0
+    for path in folder.rglob("*"):
+        if path.name.startswith(".") or path.is_dir():
+            continue
+        if path.suffix == ".safetensors":
+            checkpoint.load(path)
+        elif path.suffix == ".pt":
+            step = max(step, torch.load(path, weights_only=True)["step"])
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".npy":
+            np.load(path)
+    return step
