@@ -1,47 +1,108 @@
 #!/usr/bin/env python
-"""Measure how long things take here; medians of one run.
+"""Measure here: tables on the screen, and with --out the same as JSON. Times are medians of one run.
 
-click: seconds of a first and a second click, by stage. training: seconds of a step of Algorithm 1, and where they go.
+click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
+512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
+goes. load: many clients at once against a server. soak: the memory of a server over many clicks.
 """
 
 import argparse
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
 
-from ctsam3d.evaluation.benchmark import SHARES, STAGES, benchmark_clicks, benchmark_training
+from ctsam3d.evaluation import benchmark
+from ctsam3d.evaluation.timing import markdown, write_results
+from ctsam3d.labelapp.click_times import benchmark_http
+from ctsam3d.labelapp.load import benchmark_load, benchmark_soak
 
-
-def _print_table(header: list[str], rows: list[list[str]]) -> None:
-    print("| " + " | ".join(header) + " |\n|" + "---|" * len(header))
-    for row in rows:
-        print("| " + " | ".join(row) + " |")
-
-
-def _clicks(arguments: argparse.Namespace) -> None:
-    rows = benchmark_clicks(arguments.presets, arguments.repeats, arguments.device, arguments.feedback)
-    table = [[row["preset"], row["click"], *(f"{row[stage]:.3f}" for stage in STAGES)] for row in rows]
-    _print_table(["preset", "click", *(f"{stage} s" for stage in STAGES)], table)
+APP = Path(__file__).parents[1] / "apps" / "ctsam3d"
+PARTS = ("session", "expansion", "http")
 
 
-def _training(arguments: argparse.Namespace) -> None:
-    rows = benchmark_training(arguments.presets, arguments.repeats, arguments.device, arguments.batch_size)
-    table = [
-        [row["preset"], f"{row['step']:.2f}", f"{row['pair-round']:.3f}",
-         *(f"{100 * row[name]:.1f} %" for name in SHARES), f"{row['memory']:.1f}"]
-        for row in rows
-    ]  # fmt: skip
-    _print_table(["preset", "step s", "pair-round s", *SHARES, "peak memory GB"], table)
+def _click(arguments: argparse.Namespace) -> dict:
+    common = (arguments.presets, arguments.repeats, arguments.device, arguments.feedback)
+    tables = {}
+    if "session" in arguments.parts:
+        tables["session"] = benchmark.benchmark_session(*common)
+        tables["decode"] = benchmark.benchmark_decode(*common[:3])
+    if "expansion" in arguments.parts:
+        tables["expansion"] = benchmark.benchmark_expansion(*common)
+    if "http" in arguments.parts:
+        tables |= benchmark_http(APP, arguments.repeats, _conf(arguments))
+    return tables
 
 
-def main() -> None:
+def _training(arguments: argparse.Namespace) -> dict:
+    a = arguments
+    return {"training": benchmark.benchmark_training(a.presets, a.repeats, a.device, a.batch_size)}
+
+
+def _load(arguments: argparse.Namespace) -> dict:
+    found = benchmark_load(APP, arguments.clients, arguments.clicks, _conf(arguments), expand=arguments.expand)
+    return {"load": found.rows, "failures": [{"failure": reason} for reason in found.failures]}
+
+
+def _soak(arguments: argparse.Namespace) -> dict:
+    found = benchmark_soak(APP, arguments.clicks, _conf(arguments), expand=arguments.expand)
+    slope = {"clicks": found.samples[-1][0], "slope of the last half, MB per 1,000 clicks": found.slope}
+    return {"soak": found.rows(), "slope": [slope], "failures": [{"failure": reason} for reason in found.failures]}
+
+
+def _conf(arguments: argparse.Namespace) -> dict[str, str]:
+    return {"device": arguments.device} | ({"weights": arguments.weights} if arguments.weights != "default" else {})
+
+
+def _list(known: tuple[str, ...]) -> Callable[[str], list[str]]:
+    def parse(text: str) -> list[str]:
+        names = text.split(",")
+        if not set(names) <= set(known):
+            raise argparse.ArgumentTypeError(f"must be some of {','.join(known)}, got {text!r}")
+        return names
+
+    return parse
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("click", "training"))
-    parser.add_argument("--presets", type=lambda text: text.split(","), help="tiny,small,base")
-    parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument("--feedback", type=int, default=0, help="click: passes in which S sees its own answer again")
-    parser.add_argument("--batch-size", type=int, default=4, help="training: pairs a step")
-    parser.add_argument("--device", default="cpu")
-    arguments = parser.parse_args()
-    arguments.presets = arguments.presets or {"click": ["tiny", "base"], "training": ["tiny", "small"]}[arguments.what]
-    {"click": _clicks, "training": _training}[arguments.what](arguments)
+    commands = parser.add_subparsers(dest="what", required=True)
+    click, training, load, soak = (commands.add_parser(name) for name in ("click", "training", "load", "soak"))
+    for command in (click, training):
+        command.add_argument("--presets", type=_list(("tiny", "small", "base")))
+        command.add_argument("--repeats", type=int, default=5)
+    click.set_defaults(run=_click, presets=["tiny", "small", "base"])
+    click.add_argument("--parts", type=_list(PARTS), default=list(PARTS), help="some of session,expansion,http")
+    click.add_argument(
+        "--feedback", type=int, help="passes in which S sees its own answer again; default: the weights'"
+    )
+    training.set_defaults(run=_training, presets=["tiny", "small"])
+    training.add_argument("--batch-size", type=int, default=4, help="pairs a step")
+    load.set_defaults(run=_load)
+    load.add_argument("--clients", type=int, default=16)
+    load.add_argument("--clicks", type=int, default=20, help="of each client")
+    soak.set_defaults(run=_soak)
+    soak.add_argument("--clicks", type=int, default=2000)
+    for command in (load, soak):
+        command.add_argument("--expand", action=argparse.BooleanOptionalAction, default=True)
+    for command in (click, load, soak):
+        command.add_argument("--weights", default="default", help="of the server: default, or a .safetensors file")
+    for command in (click, training, load, soak):
+        command.add_argument("--device", default="cpu")
+        command.add_argument("--out", type=Path, help="JSON file")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line, measure, and print the tables."""
+    arguments = _parser().parse_args(argv)
+    tables = arguments.run(arguments)
+    for name, rows in tables.items():
+        if rows:
+            print(f"\n{name}\n\n{markdown(rows)}")
+    if arguments.out:
+        about = {"device": arguments.device, "weights": getattr(arguments, "weights", "fresh")}
+        write_results(arguments.out, tables, shlex.join(["scripts/benchmark.py", *(argv or sys.argv[1:])]), about)
 
 
 if __name__ == "__main__":

@@ -42,6 +42,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="share of the later clicks that miss the deepest point of the error")  # fmt: skip
     parser.add_argument("--feedback", type=float, default=TrainingConfig.feedback,
                         help="share of the rounds in which S sees its own answer once more")  # fmt: skip
+    parser.add_argument("--carry", type=float, default=TrainingConfig.carry,
+                        help="share of the later rounds in which V is seen as an expansion opens it")  # fmt: skip
     parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
     parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)

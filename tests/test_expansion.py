@@ -1,47 +1,368 @@
-"""The patches beside a patch, by hand."""
+"""Where a structure goes on, by hand, and whole expansions with a network whose answers are known."""
+
+import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from ctsam3d.expansion import neighbours, peak
-from ctsam3d.volume import Box
+from ctsam3d import expansion
+from ctsam3d.expansion import (
+    Patch,
+    agrees,
+    ahead,
+    blend,
+    covered,
+    descendants,
+    leads_to,
+    neighbours,
+    severed,
+    without_islands,
+)
+from ctsam3d.resample import crop_hu
+from ctsam3d.session import Session
+from ctsam3d.volume import Box, Volume
 
-
-def cube(start, size=64):
-    return Box(tuple(start), tuple(a + size for a in start))
-
-
-GRID = Box((0, 0, 0), (300, 300, 300))
-
-
-def test_a_patch_inside_has_26_neighbours():
-    found = neighbours(cube((100, 110, 120)), GRID, stride=32)
-    assert len(found) == len(set(found)) == 26
-    starts = {box.start for box in found}
-    assert {(68, 110, 120), (132, 142, 152), (68, 78, 88), (100, 110, 152)} <= starts
-    assert (100, 110, 120) not in starts
-    assert all(box.shape == (64, 64, 64) for box in found)
-
-
-def test_neighbours_stay_in_the_grid():
-    found = neighbours(cube((0, 236, 100)), GRID, stride=32)  # at the low face in z, at the high face in y
-    assert {box.start for box in found} == {
-        (z, y, x) for z in (0, 32) for y in (204, 236) for x in (68, 100, 132) if (z, y, x) != (0, 236, 100)
-    }
+N = 64
+GRID = Box((0, 0, 0), (200, 200, 200))
 
 
-def test_neighbours_near_a_face_are_moved_inside():
-    found = neighbours(cube((10, 100, 100)), GRID, stride=32)
-    assert min(box.start[0] for box in found) == 0 and len(found) == 26
+def box(*start):
+    return Box(start, tuple(a + N for a in start))
 
 
-def test_an_axis_shorter_than_a_patch_has_no_neighbours_along_it():
-    grid = Box((0, 0, 0), (40, 300, 300))
-    found = neighbours(cube((-12, 100, 100)), grid, stride=32)
-    assert {box.start[0] for box in found} == {-12} and len(found) == 8
-    assert neighbours(cube((-12, -12, -12)), Box((0, 0, 0), (40, 40, 40)), stride=32) == []
+def patch(start, *filled, source=None):
+    """A patch whose mask is the boxes `filled`, given on the grid."""
+    own = box(*start)
+    probability = np.zeros((N,) * 3, np.float16)
+    for part in filled:
+        probability[part.intersection(own).slices(own)] = 0.9
+    return Patch(own, probability, np.ones_like(probability), source=source)
 
 
-def test_peak():
-    heatmap = np.full((4, 5, 6), -1.0, np.float32)
-    heatmap[1, 2, 3] = 0.25
-    assert peak(heatmap) == ((1, 2, 3), 0.25)
+# ---- where next ----------------------------------------------------------------------------------------------------
+
+
+def test_neighbours_lie_a_stride_away_nearest_first():
+    found = neighbours(box(64, 64, 64), GRID, stride=32)
+    steps = [tuple((a - 64) // 32 for a in own.start) for own in found]
+    assert len(set(steps)) == 26 and all(set(step) <= {-1, 0, 1} for step in steps)
+    aside = [sum(map(abs, step)) for step in steps]
+    assert aside == sorted(aside) and aside.count(1) == 6 and aside.count(3) == 8
+
+
+def test_neighbours_stay_inside_the_scan():
+    assert {own.start[0] for own in neighbours(box(0, 64, 64), GRID, 32)} == {0, 32}
+    assert {own.start[2] for own in neighbours(box(64, 64, 130), GRID, 32)} == {98, 130, 136}
+    assert {own.start[1] for own in neighbours(box(64, 89, 64), GRID, 32)} == {57, 89, 136}  # 121 leaves 15 voxels
+    assert {own.start[1] for own in neighbours(box(64, 88, 64), GRID, 32)} == {56, 88, 120}
+    assert {own.start[1] for own in neighbours(box(64, 47, 64), GRID, 32)} == {0, 47, 79}
+    assert neighbours(Box((-10, -10, -10), (54, 54, 54)), Box((0, 0, 0), (40, 40, 40))) == []
+
+
+@pytest.mark.parametrize(
+    ("filled", "leads"),
+    [
+        (Box((80, 80, 80), (112, 112, 112)), []),  # 16 voxels from every face
+        (Box((100, 90, 90), (113, 100, 100)), [(96, 64, 64)]),  # one voxel within the last 16
+        (Box((100, 90, 90), (112, 100, 100)), []),
+        (Box((90, 90, 70), (95, 95, 80)), [(64, 64, 32)]),
+        (Box((120, 120, 90), (128, 128, 100)), [(96, 64, 64), (64, 96, 64), (96, 96, 64)]),  # faces, and their edge
+    ],
+)
+def test_a_mask_leads_to_the_neighbours_whose_faces_it_comes_near(filled, leads):
+    own = patch((64, 64, 64), filled)
+    found = [other.start for other in neighbours(own.box_zyx, GRID, 32) if leads_to(own, other, reach=16)]
+    assert sorted(found) == sorted(leads)
+
+
+def test_what_is_there_or_barred_is_not_looked_at_again(monkeypatch):
+    own = patch((64, 64, 64), box(64, 64, 64))
+    everywhere = [other for _, other in ahead(own, GRID, [own], ())]
+    assert len(everywhere) == 26
+    there, barred = patch(everywhere[0].start), everywhere[1]
+    assert [other for _, other in ahead(own, GRID, [own, there], [barred])] == everywhere[2:]
+
+
+def test_covered():
+    assert covered(box(0, 0, 0), [box(6, 0, 0), box(80, 80, 80)])  # 58 of 64 layers
+    assert not covered(box(0, 0, 0), [box(7, 0, 0)])
+    assert covered(box(0, 0, 0), [box(32, 0, 0), box(-30, 0, 0)])  # 66 of 64, together
+
+
+# ---- what joins ----------------------------------------------------------------------------------------------------
+
+
+def test_patches_agree_where_they_overlap():
+    tube = Box((0, 90, 90), (200, 100, 100))
+    one = patch((64, 64, 64), tube)
+    assert agrees(patch((96, 64, 64), tube), [one])
+    assert not agrees(patch((96, 64, 64), Box((96, 70, 70), (160, 120, 120))), [one])  # floods
+    assert not agrees(patch((96, 64, 64), Box((130, 90, 90), (160, 100, 100))), [one])  # begins too late
+    assert agrees(patch((96, 64, 64)), [patch((64, 64, 64))])  # nothing on both sides
+    # In the outermost 8 voxels of either they may differ.
+    assert agrees(patch((112, 64, 64), Box((113, 64, 64), (119, 128, 128))), [one])
+
+
+def test_islands_are_dropped():
+    seed, touching, island = Box((5, 5, 5), (9, 9, 9)), Box((20, 5, 5), (30, 9, 9)), Box((40, 40, 40), (50, 50, 50))
+    own, before = patch((0, 0, 0), seed, touching, island), patch((0, 0, 0), Box((18, 5, 5), (22, 9, 9)))
+    left = without_islands(own.probability, (6, 6, 6), before.probability)
+    assert np.array_equal(left, patch((0, 0, 0), seed, touching).probability)
+
+
+def test_descendants():
+    one, two, three, other = box(0, 0, 0), box(32, 0, 0), box(64, 0, 0), box(0, 32, 0)
+    patches = [patch(one.start), patch(two.start, source=one), patch(three.start, source=two), patch(other.start)]
+    assert descendants(one, patches) == {two, three} and descendants(three, patches) == set()
+
+
+def test_what_a_negative_click_cuts_off():
+    before = np.zeros((3, 3, 12), bool)
+    before[1, 1, :9] = before[1, 1, 11] = True  # a bar with the click at its left end, and a part that stood alone
+    after = before.copy()
+    after[1, 1, 4] = False
+    lost = severed(before, after, [(1, 1, 0)])
+    assert [tuple(place) for place in np.argwhere(lost)] == [(1, 1, x) for x in range(5, 9)]
+    assert not severed(before, after, [(1, 1, 0), (1, 1, 8)]).any()
+    assert not severed(before, before, [(1, 1, 0)]).any()
+
+
+# ---- whole expansions ----------------------------------------------------------------------------------------------
+
+
+class Following:
+    """S finds what is bright and connected to a click or to the previous mask; a negative click clears 8 voxels around.
+
+    P clicks in the bright voxel nearest to the middle of all that is bright in the neighbour.
+    """
+
+    def __init__(self):
+        self.info, self.batch = SimpleNamespace(spacing_mm=1.5, peak_threshold=0.5), 1
+        self.opened = []
+
+    def features(self, volume, box_zyx, crop):
+        self.opened.append(box_zyx)
+        return crop()
+
+    def decode(self, features, prompts):
+        bright, (positive, negative, previous) = features > 0, prompts.numpy()
+        for place in np.argwhere(negative == 1):
+            near = np.indices(bright.shape) - place.reshape(3, 1, 1, 1)
+            bright &= (near**2).sum(0) > 8**2
+        parts, _ = ndimage.label(bright)
+        wanted = np.unique(parts[bright & ((positive == 1) | (previous > 0.5))])
+        return np.where(np.isin(parts, wanted) & bright, 0.9, 0.1).astype(np.float32)
+
+    def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx, offsets_zyx):
+        heatmaps = np.zeros((len(neighbours_hu_zyx), N, N, N), np.float32)
+        for heatmap, hu in zip(heatmaps, neighbours_hu_zyx):
+            places = np.argwhere(hu > 0)
+            if len(places):
+                heatmap[tuple(places[((places - places.mean(0)) ** 2).sum(1).argmin()])] = 1.0
+        return heatmaps
+
+
+def scan(shape, *bright):
+    """Voxels of 1.5 mm; `bright` boxes in file order (ijk), which is xyz of the grid up to flips."""
+    array = np.full(shape, -500, np.int16)
+    for part in bright:
+        array[part.slices()] = 500
+    return Volume(array, np.diag([-1.5, -1.5, 1.5, 1.0]))  # LPS, as the grid
+
+
+TUBE = Box((40, 40, 0), (50, 50, 300))
+SHAPE = (100, 100, 300)
+
+
+def tube_session(**options):
+    volume = scan(SHAPE, TUBE)
+    return Session(Following(), volume, **options), (volume.array_ijk > 0).astype(np.uint8)
+
+
+def test_one_click_follows_a_tube_from_edge_to_edge():
+    session, truth = tube_session()
+    session.click((45, 45, 20))
+    assert np.array_equal(session.mask(), truth)
+    own = session.expansion
+    assert own.ended == "quiet" and own.proposed == own.segmented + own.rejected
+    assert own.segmented == session.patches - 1 >= 6
+
+
+def test_without_expansion_one_patch_is_segmented():
+    session, truth = tube_session(expand=False)
+    session.click((45, 45, 20))
+    assert session.patches == 1 and session.mask().sum() < truth.sum() / 3
+    assert (session.expansion.ended, session.expansion.proposed) == ("off", 0)
+
+
+def test_a_scan_smaller_than_a_patch_has_no_neighbours():
+    session = Session(Following(), scan((30, 40, 20), Box((10, 10, 0), (20, 20, 20))))
+    session.click((15, 15, 10))
+    assert session.expansion.ended == "quiet" and session.expansion.proposed == 0
+    assert session.mask().sum() == 10 * 10 * 20
+
+
+def test_a_budget_of_patches(monkeypatch):
+    session, truth = tube_session()
+    monkeypatch.setattr(expansion, "BUDGET", 2)
+    session.click((45, 45, 20))
+    assert (session.patches, session.expansion.ended, session.expanding) == (3, "patch budget", False)
+    part = session.mask().sum()
+    session.click((46, 45, 20))
+    assert session.patches == 5 and part < session.mask().sum() < truth.sum()
+
+
+def test_a_time_limit_is_taken_up_again():
+    whole, truth = tube_session()
+    whole.click((45, 45, 20))
+    session, _ = tube_session()
+    session.click((45, 45, 20), seconds=0)
+    assert session.expanding and session.patches == 1 and session.expansion.ended == "time budget"
+    sizes = []
+    while session.expanding:
+        session.go_on(seconds=0)
+        sizes.append(session.patches)
+    assert sizes[0] <= 2 and np.array_equal(session.mask(), truth)
+    assert (session.patches, session.expansion) == (whole.patches, whole.expansion)
+    session.go_on()
+    assert session.patches == whole.patches
+    session.undo()
+    assert not session.expanding and not session.mask().any()
+    session.redo()
+    assert np.array_equal(session.mask(), truth)
+
+
+def test_undo_through_an_expansion_is_exact():
+    session, _ = tube_session()
+    masks = [session.mask()]
+    for click, sign in [((45, 45, 20), True), ((45, 45, 150), False), ((20, 20, 20), True), ((45, 45, 280), True)]:
+        session.click(click, sign)
+        masks.append(session.mask())
+    for expected in masks[-2::-1]:
+        assert session.undo() and np.array_equal(session.mask(), expected)
+    for expected in masks[1:]:
+        assert session.redo() and np.array_equal(session.mask(), expected)
+
+
+def test_the_same_lists_give_the_same_mask():
+    one, _ = tube_session()
+    one.click((45, 45, 20))
+    one.click((45, 45, 150), positive=False)
+    other, _ = tube_session()
+    other.set_clicks([(45, 45, 20)], [(45, 45, 150)])
+    assert np.array_equal(one.mask(), other.mask())
+
+
+def test_a_negative_click_far_away_stops_a_leak_for_good():
+    """The tube leaks through a bridge into another one; one negative click in the bridge takes that away."""
+    other, bridge = Box((150, 40, 0), (160, 50, 300)), Box((50, 42, 150), (150, 48, 156))
+    volume = scan((200, 100, 300), TUBE, other, bridge)
+    session = Session(Following(), volume)
+    session.click((45, 45, 20))
+    assert session.mask()[155, 45, 290] and session.mask()[155, 45, 10]
+    session.click((100, 45, 153), positive=False)
+    mask = session.mask()
+    assert not mask[100, 45, 153] and not mask[other.slices()].any()
+    assert mask[TUBE.slices()].all()
+    session.click((45, 45, 280))
+    assert not session.mask()[other.slices()].any() and session.mask()[TUBE.slices()].all()
+    session.click((155, 45, 200))  # who wants it after all clicks in it
+    assert session.mask()[155, 45, 200]
+
+
+def test_a_negative_click_in_an_opened_patch_is_honoured():
+    session, _ = tube_session()
+    session.click((45, 45, 20))
+    before = session.patches
+    session.click((45, 45, 150), positive=False)
+    mask = session.mask()
+    assert not mask[40:50, 40:50, 148:152].any() and mask[40:50, 40:50, :140].all()
+    assert not mask[40:50, 40:50, 170:].any(), "what lay behind is cut off"
+    assert session.patches < before
+
+
+def test_what_followed_from_a_mask_that_was_wrong_goes_with_it(monkeypatch):
+    """The first answer floods, and so do the patches that it leads to; the second is right."""
+    session, truth = tube_session()
+    decode, flooding = session._segmenter.decode, [True]
+
+    def flood(features, prompts):
+        return (
+            np.full((N,) * 3, 0.9, np.float32)
+            if flooding
+            else decode(features, prompts * np.r_[1, 1, 0][:, None, None, None])
+        )
+
+    monkeypatch.setattr(session._segmenter, "decode", flood)
+    session.click((45, 45, 20))
+    assert session.mask().mean() > 0.9
+    flooding.clear()
+    session.click((46, 45, 20))
+    assert np.array_equal(session.mask(), truth)
+
+
+def test_a_later_click_recomputes_only_what_it_touches():
+    session, _ = tube_session()
+    session.click((45, 45, 20))
+    session._segmenter.opened.clear()
+    session.click((46, 46, 250))
+    assert len(session._segmenter.opened) == 1
+
+
+def test_what_p_does_not_see_or_s_contradicts_is_rejected(monkeypatch):
+    session, _ = tube_session()
+    monkeypatch.setattr(session._segmenter, "info", SimpleNamespace(spacing_mm=1.5, peak_threshold=2.0))
+    session.click((45, 45, 20))
+    assert session.patches == 1 and session.expansion.rejected == session.expansion.proposed == 1
+    flooding, _ = tube_session()
+    decode = flooding._segmenter.decode
+    first = []
+
+    def flood(features, prompts):
+        first.append(1)
+        return decode(features, prompts) if len(first) == 1 else np.full((N,) * 3, 0.9, np.float32)
+
+    monkeypatch.setattr(flooding._segmenter, "decode", flood)
+    flooding.click((45, 45, 20))
+    assert flooding.patches == 1 and flooding.expansion.segmented == 0 < flooding.expansion.rejected
+
+
+def test_islands_of_opened_patches_go_and_those_of_clicks_stay(monkeypatch):
+    island = Box((70, 70, 80), (74, 74, 84))
+    volume = scan(SHAPE, TUBE, island)
+    session = Session(Following(), volume)
+    bright = lambda features, prompts: np.where(features > 0, 0.9, 0.1).astype(np.float32)  # noqa: E731
+    monkeypatch.setattr(session._segmenter, "decode", bright)
+    session.click((45, 45, 10))
+    assert session.mask()[TUBE.slices()].all() and not session.mask()[island.slices()].any()
+    session.click((72, 72, 82))
+    assert session.mask()[island.slices()].all()
+
+
+def test_an_identity_stitches_to_the_identity_through_expansions(monkeypatch):
+    """Whatever patches are opened, and in whatever order they lie, the image comes back, bit for bit."""
+    rng = np.random.default_rng(0)
+    array = (0.6 + 0.3 * rng.random((150, 140, 130))).astype(np.float32)
+    session = Session(Following(), Volume(array, np.diag([1.5, 1.5, 1.5, 1.0])))
+    monkeypatch.setattr(session._segmenter, "decode", lambda features, prompts: np.clip(features, 0, 1))
+    session.click((75, 70, 65))
+    region = session.grid.box_zyx
+    truth = crop_hu(session.volume, session.grid, region).astype(np.float16).astype(np.float32)
+    assert session.patches > 8 and session.mask().all()
+    assert np.array_equal(blend(session.state.patches, region), truth)
+
+
+def test_batches_of_neighbours_open_the_same_tube():
+    session, truth = tube_session()
+    session._segmenter.batch = 26
+    session.click((45, 45, 20))
+    assert np.array_equal(session.mask(), truth)
+
+
+def test_patches_are_never_changed():
+    session, _ = tube_session()
+    session.click((45, 45, 20))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        session.state.patches[0].seed_zyx = None

@@ -10,17 +10,31 @@ from hypothesis import strategies as st
 from tests.geometry import MODEL_MM, PATCH, lps_of_ijk, lps_of_model_voxel, volumes
 
 from ctsam3d.checkpoint import Checkpoint
+from ctsam3d.expansion import Patch, blend
 from ctsam3d.model import build
-from ctsam3d.session import Patch, Segmenter, Session, State, blend
+from ctsam3d.segmenter import Segmenter
+from ctsam3d.session import Session, State
 from ctsam3d.volume import Box, ModelGrid, Volume
 
 
 class BallSegmenter:
-    """Says 0.9 within `radius` model voxels of a positive click, keeps the previous mask, and clears negatives."""
+    """Says 0.9 within `radius` model voxels of a positive click, keeps the previous mask, and clears negatives.
+
+    Its P proposes nothing.
+    """
 
     def __init__(self, radius=4.0):
-        self.info = SimpleNamespace(spacing_mm=1.5)
-        self.radius, self.calls = radius, []
+        self.info, self.batch = SimpleNamespace(spacing_mm=1.5, peak_threshold=0.5), 1
+        self.radius, self.calls, self.kept = radius, [], {}
+
+    def features(self, volume, box_zyx, crop):
+        if box_zyx not in self.kept:
+            self.kept[box_zyx] = self.encode(crop())
+        return self.kept[box_zyx]
+
+    def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx, offsets_zyx):
+        self.calls.append("propose")
+        return np.zeros((len(neighbours_hu_zyx), 64, 64, 64), np.float32)
 
     def encode(self, hu_zyx):
         self.calls.append("encode")

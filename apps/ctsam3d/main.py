@@ -1,6 +1,6 @@
 """CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
 
-Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``.
+Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``, ``--conf expand_seconds 1.0``.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ class CTSAM3DApp(MONAILabelApp):
     def __init__(self, app_dir, studies, conf):
         self._settings = read_conf(conf)
         self._versions = Versions(Path(app_dir) / "model" / "ctsam3d", self._settings.weights)
-        self._engine = ClickEngine(self._versions, self._settings.device)
+        self._engine = ClickEngine(self._versions, self._settings.device, self._settings.expand_seconds)
         super().__init__(
             app_dir=app_dir,
             studies=studies,

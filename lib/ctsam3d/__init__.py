@@ -8,7 +8,8 @@ mask = session.mask()
 
 from ctsam3d import checkpoint, data, model, session
 from ctsam3d.data.io import read_volume
-from ctsam3d.session import Segmenter, Session, load
+from ctsam3d.segmenter import Segmenter, load
+from ctsam3d.session import Session
 from ctsam3d.volume import Volume
 
 __all__ = ["Segmenter", "Session", "Volume", "checkpoint", "data", "load", "model", "read_volume", "session"]

@@ -1,123 +1,45 @@
 """One structure in one scan, from clicks to mask: the same object serves users, evaluation and validation.
 
-`Segmenter` holds the network, `Session` the clicks on one structure. Clicks come in as voxel indices of the file (ijk);
-patches and probabilities live on the model grid (zyx); the mask is kept on the scan's own grid.
+A `Segmenter` holds the network, `Session` the clicks on one structure. Clicks come in as voxel indices of the file
+(ijk); patches and probabilities live on the model grid (zyx); the mask is kept on the scan's own grid.
 """
 
 from __future__ import annotations
 
-import os
+import dataclasses
+import logging
 import time
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from ctsam3d import checkpoint
+from ctsam3d import expansion
+from ctsam3d.expansion import Expansion, Patch, Zyx, agrees, blend, fading
 from ctsam3d.model.build import PATCH_SIZE
 from ctsam3d.model.prompts import prompt_maps
-from ctsam3d.resample import crop_hu, probability_on_scan, scale_hu
+from ctsam3d.resample import crop_hu, probability_on_scan
 from ctsam3d.volume import Box, Click, ModelGrid, Volume, check_click_ijk
 
-BLEND_VOXELS = 8  # over this depth from its faces a patch fades into the patches below it
-CACHED_FEATURES = 16  # patches of a session whose encoder features are kept
+log = logging.getLogger(__name__)
+
+SEED_DISTANCE = 8  # voxels; nearer to a negative click, P's click would be contradicted at once
 
 
-def load(weights: str | os.PathLike = "default", device: str = "cpu") -> Segmenter:
-    """A segmenter from packaged weights (by name) or from a .safetensors file.
+class PatchNetwork(Protocol):
+    """What a session needs of a `Segmenter`, see there."""
 
-    Raises:
-        FileNotFoundError: no such weights.
-        ValueError: weights that cannot be used, or a device that is not there.
-    """
-    try:
-        device = torch.device(device)
-    except RuntimeError as error:
-        raise ValueError(f"device must be 'cpu' or 'cuda[:n]', got {device!r}") from error
-    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
-        raise ValueError(f"device must be 'cpu' or an available 'cuda[:n]', got {str(device)!r}")
-    name = os.fspath(weights)
-    path = name if name.endswith(".safetensors") else checkpoint.packaged_path(name)
-    return Segmenter(checkpoint.load(path), device)
+    info: Any
+    batch: int
 
+    def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray]) -> Any: ...
 
-class Segmenter:
-    """A network on a device, with the preprocessing that its weights ask for.
+    def decode(self, features: Any, prompts: torch.Tensor) -> np.ndarray: ...
 
-    Attributes:
-        info: the checkpoint: version, HU window, spacing, labels.
-    """
-
-    def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu"):
-        self.info = info
-        self.device = torch.device(device)
-        self.network = info.network.to(self.device, memory_format=torch.channels_last_3d).eval()
-
-    def session(self, volume: Volume, expand: bool = True) -> Session:
-        """A new structure to click in `volume`.
-
-        Args:
-            expand: whether a click may spread to neighbouring patches. This version segments the clicked patch alone
-                either way.
-        """
-        return Session(self, volume, expand)
-
-    @torch.inference_mode()
-    def encode(self, hu_zyx: np.ndarray) -> tuple[Tensor, ...]:
-        """Features of a patch (D, H, W) in HU."""
-        return self.network.encode(self._on_device(torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None]))
-
-    @torch.inference_mode()
-    def decode(self, features: tuple[Tensor, ...], prompts: Tensor) -> np.ndarray:
-        """Probability (D, H, W), float32, from features and prompt maps (3, D, H, W).
-
-        With as many further passes as the weights ask for, each with the answer before it as previous mask.
-        """
-        prompts = self._on_device(prompts[None])
-        for _ in range(1 + self.info.feedback):
-            answer = torch.sigmoid(self.network.decode(features, prompts).float())  # (1, 1, D, H, W)
-            prompts = self._on_device(torch.cat([prompts[:, :2], answer], dim=1))
-        return answer[0, 0].cpu().numpy()
-
-    @torch.inference_mode()
-    def propose(
-        self,
-        hu_zyx: np.ndarray,
-        mask_zyx: np.ndarray,
-        neighbour_hu_zyx: np.ndarray,
-        offset_zyx: tuple[int, int, int],
-    ) -> np.ndarray:
-        """P's raw heatmap (D, H, W) of a neighbour, from a patch in HU, its bool mask, and the neighbour in HU.
-
-        Args:
-            offset_zyx: voxels from the patch's first one to the neighbour's.
-        """
-        scaled = [scale_hu(hu, self.info.hu_window) for hu in (hu_zyx, neighbour_hu_zyx)]
-        arrays = (scaled[0], mask_zyx.astype(np.float32), scaled[1])
-        tensors = (self._on_device(torch.from_numpy(array)[None, None]) for array in arrays)
-        heatmap = self.network.propose(*tensors, torch.tensor([offset_zyx]))
-        return heatmap[0, 0].float().cpu().numpy()
-
-    def _on_device(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device).contiguous(memory_format=torch.channels_last_3d)
-
-
-@dataclass(frozen=True, eq=False)
-class Patch:
-    """What the network said of one patch.
-
-    Attributes:
-        probability: float16 (D, H, W).
-        weight: float16 (D, H, W), how far this patch covers the older ones below it.
-    """
-
-    box_zyx: Box
-    probability: np.ndarray
-    weight: np.ndarray
+    def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx: Sequence, offsets_zyx: Sequence) -> np.ndarray: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,11 +48,17 @@ class State:
 
     Attributes:
         clicks: in the order in which they were run.
-        patches: the latest on top, that is, last.
+        patches: as they lie over each other, the top one last: those of an expansion under the clicked ones.
+        expansion: how far the last click has spread.
     """
 
     clicks: tuple[Click, ...] = ()
     patches: tuple[Patch, ...] = ()
+    expansion: Expansion = field(default_factory=Expansion)
+
+    def patch(self, box_zyx: Box) -> Patch | None:
+        """The patch on a box."""
+        return next((patch for patch in self.patches if patch.box_zyx == box_zyx), None)
 
 
 @dataclass
@@ -149,14 +77,15 @@ class _Stopwatch:
 class Session:
     """The clicks on one structure and the mask they give.
 
-    The mask depends on the clicks and their order alone. A click that cannot be used raises and changes nothing.
-    Not safe for use by several threads at once.
+    Each click segments its patch, and from there P carries it on, patch by patch, as far as the structure goes. The
+    mask depends on the clicks and their order alone, as long as no time limit cuts an expansion short. A click that
+    cannot be used raises and changes nothing. Not safe for use by several threads at once.
 
     Attributes:
-        seconds: per stage (crop, encode, decode, write) of the last call that changed the clicks.
+        seconds: per stage (crop, features, decode, propose, write) of the last call that ran something.
     """
 
-    def __init__(self, segmenter: Segmenter, volume: Volume, expand: bool = True):
+    def __init__(self, segmenter: PatchNetwork, volume: Volume, expand: bool = True):
         self.volume, self.expand = volume, bool(expand)
         self.grid = ModelGrid.of(volume, segmenter.info.spacing_mm)
         self.seconds: dict[str, float] = {}
@@ -164,7 +93,6 @@ class Session:
         self._history = [State()]
         self._position = 0
         self._mask = np.zeros(volume.shape_ijk, np.uint8)
-        self._features: OrderedDict[Box, tuple[Tensor, ...]] = OrderedDict()
 
     # --- what it holds ---------------------------------------------------------------------------------------------
 
@@ -183,6 +111,22 @@ class Session:
         return len(self.state.patches)
 
     @property
+    def expansion(self) -> Expansion:
+        """How far the last click has spread, and why no farther."""
+        return self.state.expansion
+
+    @property
+    def expanding(self) -> bool:
+        """Whether a time limit cut the expansion short; `go_on` takes it up again."""
+        return self.expansion.ended == expansion.TIME
+
+    @property
+    def nbytes(self) -> int:
+        """About what this session holds in memory beside the scan; another thread may ask."""
+        patches = {id(patch): patch for state in list(self._history) for patch in state.patches}
+        return self._mask.nbytes + sum(patch.probability.nbytes + patch.weight.nbytes for patch in patches.values())
+
+    @property
     def mask_box_ijk(self) -> Box:
         """A box of the scan outside which the mask is empty."""
         box = Box((0, 0, 0), (0, 0, 0))
@@ -190,9 +134,13 @@ class Session:
             box = box.union(self.grid.box_ijk_around(patch.box_zyx, self.volume.shape_ijk))
         return box
 
-    def mask(self) -> np.ndarray:
-        """The mask on the scan's grid, uint8 (I, J, K) of 0 and 1; a copy."""
-        return self._mask.copy()
+    def mask(self, box_ijk: Box | None = None) -> np.ndarray:
+        """The mask on the scan's grid, or on a box of it, uint8 (I, J, K) of 0 and 1; a copy.
+
+        Raises:
+            ValueError: the box reaches beyond the scan.
+        """
+        return self._mask[self._inside(box_ijk or self.volume.box_ijk).slices()].copy()
 
     def probability(self, box_ijk: Box) -> np.ndarray:
         """Foreground probability on a box of the scan, float32; exactly 1 and 0 at clicked voxels.
@@ -200,34 +148,41 @@ class Session:
         Raises:
             ValueError: the box reaches beyond the scan.
         """
-        if box_ijk.intersection(self.volume.box_ijk) != box_ijk:
-            raise ValueError(f"box_ijk {box_ijk} must lie inside the volume {self.volume.shape_ijk}")
-        if box_ijk.empty:
+        if self._inside(box_ijk).empty:
             return np.zeros(box_ijk.shape, np.float32)
         return self._probability(self.state, box_ijk)
 
+    def _inside(self, box_ijk: Box) -> Box:
+        if box_ijk.intersection(self.volume.box_ijk) != box_ijk:
+            raise ValueError(f"box_ijk {box_ijk} must lie inside the volume {self.volume.shape_ijk}")
+        return box_ijk
+
     # --- what a user does ------------------------------------------------------------------------------------------
 
-    def click(self, ijk, positive: bool = True) -> None:
+    def click(self, ijk, positive: bool = True, seconds: float | None = None) -> None:
         """Run one click.
 
         Args:
             ijk: voxel index in the file's own array order.
             positive: whether the voxel belongs to the structure.
+            seconds: after which its expansion is to stop, see `go_on`; None for no limit.
 
         Raises:
             TypeError, ValueError: not a voxel of the scan, or already clicked with the other sign.
         """
         click = Click(check_click_ijk(ijk, self.volume.shape_ijk), bool(positive))
         _check_signs([*self.clicks, click])
-        self._run([click], self._position)
+        self._run([click], self._position, seconds)
 
-    def set_clicks(self, positive: Sequence, negative: Sequence = ()) -> None:
+    def set_clicks(self, positive: Sequence, negative: Sequence = (), seconds: float | None = None) -> None:
         """Make the clicks in force those of the two lists.
 
         Lists that extend the present ones run the new clicks only. Otherwise the session goes back to the longest
         state that they share with what was run before, and goes on from there: positives, then negatives, each in the
         order of its list.
+
+        Args:
+            seconds: after which the expansion of the new clicks is to stop, see `go_on`; None for no limit.
 
         Raises:
             TypeError, ValueError: a click is no voxel of the scan, or a voxel stands in both lists.
@@ -237,7 +192,19 @@ class Session:
         position = self._shared_position(lists)
         done = self._history[position].clicks
         new = [c for sign in (True, False) for c in lists[sign][sum(d.positive is sign for d in done) :]]
-        self._run(new, position)
+        self._run(new, position, seconds)
+
+    def go_on(self, seconds: float | None = None) -> None:
+        """Take up an expansion that a time limit cut short.
+
+        Args:
+            seconds: after which it is to stop again, though not before its next patch; None for no limit.
+        """
+        if not self.expanding:
+            return
+        watch = _Stopwatch()
+        state = self._step(self.state, watch)
+        self._replace(self._expanded(state, watch, _deadline(seconds)), watch)
 
     def undo(self) -> bool:
         """Take the last click back; False where there is none."""
@@ -266,65 +233,205 @@ class Session:
                 return position
         raise AssertionError("the empty state begins every list")
 
-    def _run(self, new: Sequence[Click], position: int) -> None:
+    def _run(self, new: Sequence[Click], position: int, seconds: float | None = None) -> None:
         """Go to a state of the history and run new clicks from there; all or nothing."""
-        watch = _Stopwatch()
+        watch, end = _Stopwatch(), _deadline(seconds)
         states = [self._history[position]]
         for click in new:
-            states.append(self._after(states[-1], click, watch))
+            states.append(self._expanded(self._after(states[-1], click, watch), watch, end))
+        before = self.state
         with watch.stage("write"):
-            changes = self._changes(self.state, states[-1])
-            for box_ijk, mask in changes:
-                self._mask[box_ijk.slices()] = mask
+            self._write(before, states[-1])
         if new:
             self._history[position + 1 :] = states[1:]
         self._position = position + len(new)
         self.seconds = watch.seconds
 
+    def _replace(self, state: State, watch: _Stopwatch) -> None:
+        """Put `state` in the place of the present one, whose expansion it goes on with."""
+        with watch.stage("write"):
+            self._write(self.state, state)
+        self._history[self._position] = state
+        self.seconds = watch.seconds
+
+    def _write(self, before: State, after: State) -> None:
+        for box_ijk, mask in self._changes(before, after):
+            self._mask[box_ijk.slices()] = mask
+
+    # --- a click ---------------------------------------------------------------------------------------------------
+
     def _after(self, state: State, click: Click, watch: _Stopwatch) -> State:
-        """The state after one more click: its patch segmented anew and put on top."""
+        """The state after one more click: its patch segmented anew and put on top, ready to expand from there."""
         voxel_zyx = self.grid.voxel_zyx(click.ijk)
         holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
         refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
         box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
-        clicks = (*state.clicks, click)
-        patch = self._segment(box, clicks, blend(state.patches, box), watch)
-        if patch is None:
-            return State(clicks, state.patches)
-        return State(clicks, (*(p for p in state.patches if p is not refined), patch))
+        barred = frozenset(b for b in state.expansion.barred if not (click.positive and b.contains(voxel_zyx)))
+        own = Expansion(queue=state.expansion.queue, barred=barred)
+        state = State((*state.clicks, click), state.patches, own)
+        # What an expansion found and the click contradicts is segmented anew too, else it would show beside the patch.
+        before = state
+        for old in holding:
+            wrong = old.source and not click.positive and old.mask[_inside(voxel_zyx, old.box_zyx)]
+            if wrong and old is not refined:
+                new = dataclasses.replace(self._segment(state, old.box_zyx, watch, old.seed_zyx), source=old.source)
+                patches = tuple(new if patch is old else patch for patch in state.patches)
+                state = dataclasses.replace(state, patches=patches)
+        new = self._segment(state, box, watch, refined.seed_zyx if refined else None)
+        if new is None:
+            return state
+        state = dataclasses.replace(state, patches=(*(p for p in state.patches if p is not refined), new))
+        if not self.expand:
+            return state
+        if refined:
+            state = self._without_followers(state, refined, new)
+        if not click.positive:
+            with watch.stage("cut"):
+                state = self._cut(before, state)
+        return self._spread(state, state.patches[-1])
 
-    def _segment(self, box_zyx: Box, clicks: Sequence[Click], previous: np.ndarray, watch: _Stopwatch) -> Patch | None:
+    def _without_followers(self, state: State, old: Patch, new: Patch) -> State:
+        """`state` without what followed from `old` alone: opened patches that agree with it and not with `new`.
+
+        And without what they led to. `new` can lead there again.
+        """
+        gone: set[Box] = set()
+        for child in (patch for patch in state.patches if patch.source == new.box_zyx):
+            was, is_now = (expansion.leads_to(own, child.box_zyx) and agrees(child, [own]) for own in (old, new))
+            if was and not is_now:
+                gone |= {child.box_zyx, *expansion.descendants(child.box_zyx, state.patches)}
+        return dataclasses.replace(state, patches=tuple(p for p in state.patches if p.box_zyx not in gone))
+
+    def _cut(self, before: State, state: State) -> State:
+        """`state` without what its last click, a negative one, has cut off from all positive ones.
+
+        Patches that an expansion opened there are gone, and stay away until somebody clicks in them: a leak that was
+        stopped does not come back another way.
+        """
+        if not any(patch.source for patch in state.patches):
+            return state
+        region = Box((0, 0, 0), (0, 0, 0))
+        for patch in before.patches:
+            region = region.union(patch.box_zyx)
+        clicks = [_inside(self.grid.voxel_zyx(click.ijk), region) for click in state.clicks if click.positive]
+        lost = expansion.severed(*(blend(own.patches, region) > 0.5 for own in (before, state)), clicks)
+        if not lost.any():
+            return state
+        kept, barred = [], set(state.expansion.barred)
+        for patch in state.patches:
+            own = lost[patch.box_zyx.slices(region)]
+            if patch.source and own[_inside(patch.seed_zyx, patch.box_zyx)]:
+                barred.add(patch.box_zyx)
+            else:
+                kept.append(patch if not own.any() else patch.without(own))
+        own = dataclasses.replace(state.expansion, barred=frozenset(barred))
+        return dataclasses.replace(state, patches=tuple(kept), expansion=own)
+
+    def _segment(self, state: State, box_zyx: Box, watch: _Stopwatch, seed_zyx: Zyx | None = None) -> Patch | None:
         """The network's answer for one patch, from every click inside it and the mask so far.
 
         None where there is nothing to say: no foreground yet, and only negative clicks.
+
+        Args:
+            seed_zyx: the click of P that opened the patch; it counts as long as nobody clicked in the structure there.
         """
         inside: dict[bool, list] = {True: [], False: []}
-        for click in clicks:
+        for click in state.clicks:
             voxel_zyx = self.grid.voxel_zyx(click.ijk)
             if box_zyx.contains(voxel_zyx):
-                inside[click.positive].append(tuple(v - a for v, a in zip(voxel_zyx, box_zyx.start)))
+                inside[click.positive].append(_inside(voxel_zyx, box_zyx))
+        if seed_zyx and not inside[True]:
+            inside[True].append(_inside(seed_zyx, box_zyx))
+        previous = blend(state.patches, box_zyx)
         if not inside[True] and not (previous > 0.5).any():
             return None
         maps = prompt_maps(inside[True], inside[False], torch.from_numpy(previous), box_zyx.shape)
-        features = self._encoded(box_zyx, watch)
+        features = self._features(box_zyx, watch)
         with watch.stage("decode"):
             probability = self._segmenter.decode(features, maps)
         if not inside[True]:  # negative clicks alone take away, they never add
             probability = np.minimum(probability, previous)
         # Close to a click, the patch that was segmented from it decides, also near its faces.
-        weight = np.maximum(_fading(box_zyx, self.grid.box_zyx), maps[:2].amax(0).numpy())
-        return Patch(box_zyx, probability.astype(np.float16), weight.astype(np.float16))
+        weight = np.maximum(fading(box_zyx, self.grid.box_zyx), maps[:2].amax(0).numpy())
+        return Patch(box_zyx, probability.astype(np.float16), weight.astype(np.float16), seed_zyx)
 
-    def _encoded(self, box_zyx: Box, watch: _Stopwatch) -> tuple[Tensor, ...]:
-        if box_zyx not in self._features:
-            with watch.stage("crop"):
-                hu = crop_hu(self.volume, self.grid, box_zyx)
-            with watch.stage("encode"):
-                self._features[box_zyx] = self._segmenter.encode(hu)
-            while len(self._features) > CACHED_FEATURES:
-                self._features.popitem(last=False)
-        self._features.move_to_end(box_zyx)
-        return self._features[box_zyx]
+    def _features(self, box_zyx: Box, watch: _Stopwatch) -> Any:
+        with watch.stage("features"):
+            return self._segmenter.features(self.volume, box_zyx, lambda: self._hu(box_zyx, watch))
+
+    def _hu(self, box_zyx: Box, watch: _Stopwatch) -> np.ndarray:
+        with watch.stage("crop"):
+            return crop_hu(self.volume, self.grid, box_zyx)
+
+    # --- its expansion ---------------------------------------------------------------------------------------------
+
+    def _spread(self, state: State, patch: Patch) -> State:
+        """`state` with the neighbours that `patch` leads to at the end of the queue."""
+        own = state.expansion
+        more = expansion.ahead(patch, self.grid.box_zyx, state.patches, own.barred)
+        own = dataclasses.replace(own, queue=(*own.queue, *more), ended=expansion.QUIET)
+        return dataclasses.replace(state, expansion=own)
+
+    def _expanded(self, state: State, watch: _Stopwatch, end: float | None) -> State:
+        """`state` with its expansion gone on until nothing leads on, or a budget is spent."""
+        while state.expansion.queue:
+            if state.expansion.segmented >= expansion.BUDGET:
+                return _ended(state, expansion.PATCHES)
+            if end is not None and time.monotonic() >= end:
+                return _ended(state, expansion.TIME)
+            state = self._step(state, watch)
+        return _ended(state, expansion.QUIET) if self.expand and state.clicks else state
+
+    def _step(self, state: State, watch: _Stopwatch) -> State:
+        """The next neighbours of one patch, as many as go through the network at once: P's word, then S's."""
+        source_box, neighbours = _next_in_queue(state, self._segmenter.batch)
+        queue = state.expansion.queue[len(neighbours) :]
+        state = dataclasses.replace(state, expansion=dataclasses.replace(state.expansion, queue=queue))
+        source, boxes = state.patch(source_box), [patch.box_zyx for patch in state.patches]
+        if source is None:
+            return state
+        neighbours = [box for box in neighbours if not expansion.covered(box, boxes)]
+        for box, seed_zyx in self._proposals(source, neighbours, watch):
+            new = self._opened(state, source.box_zyx, box, seed_zyx, watch) if seed_zyx else None
+            state = self._counted(state, accepted=new is not None)
+            if new is not None:
+                state = dataclasses.replace(state, patches=(new, *state.patches))
+                state = self._spread(state, new)
+        return state
+
+    def _proposals(self, source: Patch, boxes: Sequence[Box], watch: _Stopwatch) -> Iterator[tuple[Box, Any]]:
+        """The boxes, each with the voxel of the grid where P would click in it, or None."""
+        if not boxes:
+            return
+        hu = [self._hu(box, watch) for box in (source.box_zyx, *boxes)]
+        offsets = [_inside(box.start, source.box_zyx) for box in boxes]
+        with watch.stage("propose"):
+            heatmaps = self._segmenter.propose_batch(hu[0], source.mask, hu[1:], offsets)
+        for box, heatmap in zip(boxes, heatmaps):
+            place, height = expansion.peak(heatmap)
+            found = height >= self._segmenter.info.peak_threshold
+            yield box, tuple(a + v for a, v in zip(box.start, place)) if found else None
+
+    def _opened(self, state: State, source: Box, box: Box, seed_zyx: Zyx, watch: _Stopwatch) -> Patch | None:
+        """The patch that P's click opens; None where it is none of the structure's."""
+        near = (self.grid.voxel_zyx(click.ijk) for click in state.clicks if not click.positive)
+        if any(max(abs(a - b) for a, b in zip(voxel, seed_zyx)) < SEED_DISTANCE for voxel in near):
+            return None
+        new = self._segment(state, box, watch, seed_zyx)
+        seed = _inside(seed_zyx, box)
+        if not new.mask[seed] or not agrees(new, state.patches):
+            return None
+        probability = expansion.without_islands(new.probability, seed, blend(state.patches, box))
+        return dataclasses.replace(new, probability=probability, source=source)
+
+    def _counted(self, state: State, accepted: bool) -> State:
+        own = state.expansion
+        own = dataclasses.replace(
+            own, proposed=own.proposed + 1, segmented=own.segmented + accepted, rejected=own.rejected + (not accepted)
+        )
+        return dataclasses.replace(state, expansion=own)
+
+    # --- the mask on the scan --------------------------------------------------------------------------------------
 
     def _changes(self, before: State, after: State) -> list[tuple[Box, np.ndarray]]:
         """Boxes of the scan where the two states may differ, with the later one's mask in each."""
@@ -355,36 +462,28 @@ class Session:
         return Box(start, tuple(min(max(b, a + 1), n) for a, b, n in zip(start, stop, extent)))
 
 
-def blend(patches: Sequence[Patch], box_zyx: Box) -> np.ndarray:
-    """The patches laid over each other on a box of the model grid, float32; 0 where there is none.
-
-    Each patch covers the earlier ones by its weight; where it is the first, it counts in full. Equal values stay equal.
-    """
-    out = np.zeros(box_zyx.shape, np.float32)
-    covered = np.zeros(box_zyx.shape, bool)
-    for patch in patches:
-        shared = patch.box_zyx.intersection(box_zyx)
-        if shared.empty:
-            continue
-        here, there = shared.slices(box_zyx), shared.slices(patch.box_zyx)
-        new, old = patch.probability[there].astype(np.float32), out[here]
-        mixed = old + patch.weight[there].astype(np.float32) * (new - old)
-        out[here] = np.where(covered[here], mixed, new)
-        covered[here] = True
-    return out
+def _next_in_queue(state: State, most: int) -> tuple[Box, list[Box]]:
+    """The first patch that waits, and its neighbours that wait with it, up to a number."""
+    source = state.expansion.queue[0][0]
+    found = []
+    for own, box in state.expansion.queue[:most]:
+        if own != source:
+            break
+        found.append(box)
+    return source, found
 
 
-def _fading(box_zyx: Box, grid_zyx: Box) -> np.ndarray:
-    """A patch's weight (D, H, W): 1 inside, falling towards its faces, but not where the scan ends there anyway."""
-    weight = np.ones(box_zyx.shape, np.float32)
-    for axis, n in enumerate(box_zyx.shape):
-        ramp, index = np.ones(n, np.float32), np.arange(n)
-        if box_zyx.start[axis] > grid_zyx.start[axis]:
-            ramp = np.minimum(ramp, (index + 1) / (BLEND_VOXELS + 1))
-        if box_zyx.stop[axis] < grid_zyx.stop[axis]:
-            ramp = np.minimum(ramp, (n - index) / (BLEND_VOXELS + 1))
-        weight = np.minimum(weight, ramp.reshape([-1 if a == axis else 1 for a in range(3)]))
-    return weight
+def _ended(state: State, why: str) -> State:
+    return dataclasses.replace(state, expansion=dataclasses.replace(state.expansion, ended=why))
+
+
+def _deadline(seconds: float | None) -> float | None:
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _inside(voxel_zyx: Sequence[int], box_zyx: Box) -> Zyx:
+    """A voxel of the grid as one of a box."""
+    return tuple(int(v) - a for v, a in zip(voxel_zyx, box_zyx.start))
 
 
 def _checked(clicks: Sequence, volume: Volume, argument: str) -> list[Click]:

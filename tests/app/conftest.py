@@ -63,9 +63,9 @@ class Server:
         return labels, reply
 
     def infer(self, scan: str, params: dict, client: str | None = None, model: str = "ctsam3d", **more):
-        """The file of the reply and its parameters."""
+        """The file of the reply and its parameters. Without expansion unless asked for: that takes its time."""
         own = MONAILabelClient(self.url, tmpdir=str(self.replies), client_id=client)
-        return own.infer(model, scan, {"result_extension": ".nii.gz", **params}, **more)
+        return own.infer(model, scan, {"result_extension": ".nii.gz", "expand": False, **params}, **more)
 
     def post(self, model="ctsam3d", image="organs", params="{}", **more) -> requests.Response:
         """A request as it is, `params` in text."""

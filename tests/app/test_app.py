@@ -26,6 +26,12 @@ def test_defaults():
     assert conf.device == ("cuda" if torch.cuda.is_available() else "cpu")
 
 
+def test_seconds_of_expansion():
+    assert read_conf({}).expand_seconds == 1.0
+    assert read_conf({"expand_seconds": "0"}).expand_seconds == 0.0
+    assert read_conf({"expand_seconds": "2.5"}).expand_seconds == 2.5
+
+
 def test_labels_are_split_and_stripped():
     assert read_conf({"labels": "liver, my tumour ,spleen"}).labels == ("liver", "my tumour", "spleen")
 
@@ -38,6 +44,10 @@ def test_labels_are_split_and_stripped():
         ({"labels": "liver,spleen,liver"}, "'liver' twice"),
         ({"labels": "liver,background"}, "'background'"),
         ({"device": "tpu"}, "cpu or cuda, got 'tpu'"),
+        ({"expand_seconds": "soon"}, "expand_seconds must be a number of seconds, 0 or more, got 'soon'"),
+        ({"expand_seconds": "-1"}, "0 or more, got '-1'"),
+        ({"expand_seconds": "nan"}, "0 or more, got 'nan'"),
+        ({"expand_seconds": "inf"}, "0 or more, got 'inf'"),
         ({"device": "mps"}, "cpu or cuda, got 'mps'"),
     ],
 )

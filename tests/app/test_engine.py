@@ -9,7 +9,6 @@ import pytest
 
 from ctsam3d.data.io import write_volume
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
-from ctsam3d.labelapp.sessions import SessionStore
 from ctsam3d.labelapp.versions import Versions
 from ctsam3d.volume import Volume
 
@@ -29,7 +28,9 @@ def scan(tmp_path_factory):
 
 @pytest.fixture
 def engine(tmp_path):
-    return ClickEngine(Versions(tmp_path), "cpu")
+    made = ClickEngine(Versions(tmp_path), "cpu")
+    yield made
+    made.close()
 
 
 def click(engine, scan, params, client):
@@ -40,7 +41,7 @@ def click(engine, scan, params, client):
 
 
 def test_sessions_that_are_forgotten_in_mid_use_change_no_mask(engine, scan):
-    engine._sessions = SessionStore(max_sessions=1)
+    engine._sessions._max_sessions = 1
     jobs = [({"liver": [FIRST]}, "a"), ({"liver": [FIRST, SECOND]}, "a"), ({"spleen": [SECOND], "liver": [FIRST]}, "b")]
     alone = [click(engine, scan, *job)[0] for job in jobs]
     with ThreadPoolExecutor(6) as pool:
@@ -62,3 +63,24 @@ def test_a_click_on_which_the_network_fails_changes_nothing(engine, scan, monkey
     assert np.array_equal(again, before)
     assert reply["latencies"]["decode"] == 0
     assert np.array_equal(click(engine, scan, two, "a")[0], expected)
+
+
+def test_an_expansion_cut_short_ends_in_the_background_with_the_same_mask(tmp_path, engine):
+    """A bright rod, longer than a patch."""
+    i, j, _ = np.indices((40, 36, 60))
+    rod = np.where((i - 20) ** 2 + (j - 18) ** 2 < 10**2, 120, -80).astype(np.int16)
+    scan = str(tmp_path / "rod.nii.gz")
+    write_volume(scan, Volume(rod, np.diag([2.0, 2.0, 4.0, 1.0])))
+    engine._expand_seconds = 1000
+    expected, reply = click(engine, scan, {"liver": [FIRST]}, "a")
+    assert reply["expansion"]["liver"].keys() == {"proposed", "segmented", "rejected", "ended"}
+    assert reply["expansion"]["liver"]["proposed"] > 0
+    hasty = ClickEngine(Versions(tmp_path), "cpu", expand_seconds=0)
+    click(hasty, scan, {"liver": [FIRST]}, "a")
+    thread = hasty._background._thread
+    if thread is not None:  # else it has ended already
+        thread.join(120)
+    found, again = click(hasty, scan, {"liver": [FIRST]}, "a")
+    hasty.close()
+    assert again["expansion"] == reply["expansion"]
+    assert np.array_equal(found, expected)

@@ -80,6 +80,8 @@ def test_params_cannot_choose_image_model_or_device(sent):
 def test_flags():
     assert not parse('{"liver": [[1, 2, 3]], "expand": "false"}').expand
     assert not parse('{"liver": [[1, 2, 3]], "result_write_to_file": false}').reply.write_file
+    assert not parse('{"liver": [[1, 2, 3]]}').reply.box_only
+    assert parse('{"liver": [[1, 2, 3]], "result_box": true}').reply.box_only
 
 
 @pytest.mark.parametrize(
@@ -112,6 +114,7 @@ def test_flags():
         ('{"liver": [[1, 2, 3]], "result_extension": "/../x"}', ["result_extension", ".nrrd", "'/../x'"]),
         ('{"liver": [[1, 2, 3]], "result_extension": [1]}', ["result_extension", "[1]"]),
         ('{"liver": [[1, 2, 3]], "result_dtype": "object"}', ["result_dtype", "uint8", "'object'"]),
+        ('{"liver": [[1, 2, 3]], "result_box": [[0, 0, 0], [1, 1, 1]]}', ["result_box", "true or false", "[[0"]),
         ('{"liver": [[1, 2, 3]], "expand": "maybe"}', ["expand", "true or false", "'maybe'"]),
         ('{"liver": [[1, 2, 3]], "client_id": ["a"]}', ["client_id", "['a']"]),
         ('{"liver": [[1, 2, 3]], "save_label": true}', ["save_label", "/datastore/label"]),

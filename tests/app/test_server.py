@@ -33,7 +33,7 @@ def clicks(organs):
 
 
 def spleen(positive, negative=()):
-    return {"spleen": list(positive), "background": list(negative)}
+    return {"spleen": list(positive), "background": list(negative), "expand": False}
 
 
 # ---- what a client finds, and what it gets -------------------------------------------------------------------------
@@ -70,9 +70,9 @@ def test_reply_tells_latencies_version_and_patches(server, clicks):
     _, reply = server.click("organs", spleen([clicks[1]]), "latencies")
     elapsed = time.monotonic() - begin
     stages = reply["latencies"]
-    assert {"read", "crop", "encode", "decode", "write", "merge", "reply", "total"} <= set(stages)
+    assert {"read", "crop", "features", "decode", "write", "merge", "reply", "total"} <= set(stages)
     assert all(seconds >= 0 for seconds in stages.values())
-    assert stages["encode"] > 0
+    assert stages["decode"] > 0
     assert stages["total"] <= elapsed
     assert sum(seconds for stage, seconds in stages.items() if stage != "total") <= stages["total"] + 0.01
     assert reply["version"]
@@ -179,11 +179,29 @@ def test_a_client_without_id_is_its_token_or_its_address(server, clicks):
             query={"output": "json"},
             headers={"Authorization": f"Bearer {token}"},
         )
-        assert reply.json()["latencies"]["encode"] > 0  # a session of its own had to look at the patch
+        assert reply.json()["latencies"]["decode"] > 0  # a session of its own had to run the click
     again = server.post(
         params=json.dumps(spleen([inside])), query={"output": "json"}, headers={"Authorization": "Bearer one"}
     )
-    assert again.json()["latencies"]["encode"] == 0  # the first one's is still there
+    assert again.json()["latencies"]["decode"] == 0  # the first one's is still there
+
+
+def test_one_click_spreads_and_goes_on_after_the_reply(server):
+    """The reply comes in time, and asking again with the same list brings what was found meanwhile."""
+    params = {"kidney_right": [server.scans["other"].inside("kidney_right")], "background": []}
+    alone, _ = server.click("other", {**params, "expand": False}, "spreading")
+    sizes, end = [], time.monotonic() + 240
+    while time.monotonic() < end:
+        labels, reply = server.click("other", {**params, "expand": True}, "spreading")
+        sizes.append(int((labels > 0).sum()))
+        if reply["expansion"]["kidney_right"]["ended"] != "time budget":
+            break
+        time.sleep(1)
+    told = reply["expansion"]["kidney_right"]
+    assert told["ended"] in ("quiet", "patch budget")
+    assert told["proposed"] == told["segmented"] + told["rejected"] >= told["segmented"] == reply["patches"] - 1 > 0
+    assert sizes[-1] > (alone > 0).sum() and labels[tuple(params["kidney_right"][0])] == VALUE_OF["kidney_right"]
+    assert np.array_equal(server.click("other", {**params, "expand": False}, "spreading")[0], alone)
 
 
 # ---- structures and dialects ---------------------------------------------------------------------------------------

@@ -4,13 +4,12 @@ import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 from ctsam3d.labelapp.sessions import (
-    CLICK_BYTES,
-    SESSION_BYTES,
     HeldSession,
     Image,
     ImageCache,
@@ -130,19 +129,15 @@ def key(structure="liver", client="a"):
 
 
 class Maker:
-    """Makes held sessions on one scan of 2,000 bytes and 1,000 voxels, each a number: a store must not look into them.
+    """Makes held sessions of `nbytes`, numbered, on one scan of 2,000 bytes."""
 
-    `clicks` is the most that each has had.
-    """
-
-    def __init__(self, clicks=0):
-        self.clicks = clicks
-        self.made = 0
+    def __init__(self, nbytes=10_000):
+        self.nbytes, self.made = nbytes, 0
         self.image = Image("content", Volume(np.zeros((10, 10, 10), np.int16), np.eye(4)))
 
     def __call__(self):
         self.made += 1
-        return HeldSession(self.made, self.image, "v", self.clicks)
+        return HeldSession(SimpleNamespace(number=self.made, nbytes=self.nbytes), self.image, "v")
 
 
 def test_a_session_per_structure_and_client():
@@ -151,7 +146,7 @@ def test_a_session_per_structure_and_client():
         with store.locked([key("liver", client), key("spleen", client)], make) as held:
             assert held[0] is not held[1]
     with store.locked([key("spleen", "b"), key("liver", "b")], make) as held:
-        assert [own.session for own in held] == [4, 3]  # in the order asked for
+        assert [own.session.number for own in held] == [4, 3]  # in the order asked for
     assert make.made == 4
 
 
@@ -168,21 +163,49 @@ def test_the_number_of_sessions_is_bounded():
 
 
 def test_the_bytes_of_sessions_are_bounded_and_an_image_counts_once():
-    store, make = SessionStore(max_bytes=2_000 + 3 * (1_000 + SESSION_BYTES)), Maker()
+    store, make = SessionStore(max_bytes=2_000 + 3 * 10_000), Maker()
     for client in "abcd":
         with store.locked([key(client=client)], make):
             pass
     assert len(store) == 3
 
 
-def test_a_session_counts_with_the_clicks_that_it_has_had():
-    store, make = SessionStore(max_bytes=2 * SESSION_BYTES + 3 * CLICK_BYTES), Maker(clicks=2)
-    with store.locked([key("liver"), key("spleen")], make):
+def test_sessions_that_grew_between_requests_push_out_the_oldest():
+    store, make = SessionStore(max_bytes=2_000 + 3 * 10_000), Maker()
+    for client in "abc":
+        with store.locked([key(client=client)], make) as (own,):
+            pass
+    assert len(store) == 3
+    with store.between_requests(key(client="c"), own) as free:
+        assert free and own.lock.locked()
+        own.session.nbytes = 90_000
+    assert len(store) == 1  # those of the newest request stay, however large
+    assert store.holds([key(client="c")])
+
+
+def test_between_requests_there_is_no_waiting():
+    store, make = SessionStore(max_sessions=1), Maker()
+    with store.locked([key()], make) as (own,), store.between_requests(key(), own) as free:
+        assert not free
+    with store.between_requests(key(), own) as free:
+        assert free
+    with store.locked([key("spleen")], make):
         pass
-    assert len(store) == 2  # those of the newest request stay, however large
-    with store.locked([key("aorta")], make):
+    with store.between_requests(key(), own) as free:
+        assert not free  # forgotten
+    assert not own.lock.locked()
+
+
+def test_work_between_requests_forgets_nothing_that_a_request_has():
+    store, make = SessionStore(max_sessions=2), Maker()
+    with store.locked([key(client="a")], make) as (own,):
         pass
-    assert len(store) == 1
+    with store.locked([key("liver", "b"), key("spleen", "b")], make):
+        with store.between_requests(key(client="a"), own) as free:
+            assert free
+        assert store.holds([key("liver", "b"), key("spleen", "b")])
+    assert len(store) == 2
+    assert not store.holds([key(client="a")])
 
 
 def test_a_session_in_use_that_is_forgotten_stays_with_its_user_and_is_made_anew():
@@ -191,7 +214,7 @@ def test_a_session_in_use_that_is_forgotten_stays_with_its_user_and_is_made_anew
         with store.locked([key(client="b")], make):
             pass
         with store.locked([key(client="a")], make) as again:  # does not wait for the one that was forgotten
-            assert (mine[0].session, again[0].session) == (1, 3)
+            assert (mine[0].session.number, again[0].session.number) == (1, 3)
     assert len(store) == 1
 
 

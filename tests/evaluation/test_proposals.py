@@ -10,7 +10,7 @@ from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom_cases
 from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, propose_around, summarise
 from ctsam3d.model import build
-from ctsam3d.session import Segmenter, load
+from ctsam3d.segmenter import Segmenter, load
 from ctsam3d.volume import Volume
 
 

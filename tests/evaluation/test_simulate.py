@@ -12,7 +12,8 @@ from ctsam3d.clicks import next_click
 from ctsam3d.evaluation.simulate import bounding_box, simulate, user_rng
 from ctsam3d.metrics import dice, normalised_surface_dice
 from ctsam3d.model import build
-from ctsam3d.session import Segmenter, Session
+from ctsam3d.segmenter import Segmenter
+from ctsam3d.session import Session
 from ctsam3d.volume import Box, Volume
 
 SHAPE = (40, 36, 30)

@@ -10,7 +10,8 @@ from ctsam3d.data.phantom_sets import PhantomSpec, phantom_case
 from ctsam3d.evaluation.simulate import Result
 from ctsam3d.evaluation.validation import REFERENCE, Scores, summarise, validate
 from ctsam3d.labelapp.retrain import REPLAY
-from ctsam3d.session import Session, load
+from ctsam3d.segmenter import load
+from ctsam3d.session import Session
 from ctsam3d.volume import Volume
 
 

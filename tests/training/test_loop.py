@@ -17,7 +17,7 @@ from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.evaluation.simulate import simulate
 from ctsam3d.model import build
-from ctsam3d.session import Segmenter
+from ctsam3d.segmenter import Segmenter
 from ctsam3d.training import loop
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig

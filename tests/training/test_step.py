@@ -9,7 +9,7 @@ from tests.training.boxes import STILL
 
 from ctsam3d.losses import dice_loss, focal_loss
 from ctsam3d.model import build
-from ctsam3d.model.prompts import click_map
+from ctsam3d.model.prompts import click_map, previous_map
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import _parameter_groups
 from ctsam3d.training.pairs import Pair
@@ -220,11 +220,28 @@ def test_feedback_shows_s_its_own_answer(network, decoded):
     train_step(network, optimiser(network), [batch(pair(CUBE, SHIFTED))], config)
     (first, said), (second, _) = decoded
     assert not first[:, 2].any() and not first.requires_grad
-    assert torch.equal(second[:, :2], first[:, :2]) and torch.allclose(second[:, 2:], said, atol=1e-6)
+    assert torch.equal(second[:, :2], first[:, :2]) and torch.allclose(second[:, 2:], previous_map(said), atol=1e-6)
     assert not second.requires_grad
     decoded.clear()
     train_step(network, optimiser(network), [batch(pair(CUBE, SHIFTED))], dataclasses.replace(config, feedback=0.0))
     assert len(decoded) == 1
+
+
+def test_a_v_that_is_carried_over_is_seen_as_an_expansion_opens_it(network, decoded):
+    """Round 2 of two pairs, V of the first one empty: the patches are U0, U1, V1; from U1 to V1 it is (5, 0, -7)."""
+    config = dataclasses.replace(CONFIG, rounds=2, carry=1.0)
+    own = batch(pair(CUBE, NOTHING, (64, 0, 0)), pair(CUBE, SHIFTED))
+    train_step(network, optimiser(network), [own], config)
+    (_, said), (prompts, _) = decoded
+    u, seen = said[1, 0], prompts[2, 2]
+    assert torch.allclose(seen[:59, :, 7:], previous_map(u[5:, :, :57]), atol=1e-6) and seen[:59, :, 7:].any()
+    assert not seen[59:].any() and not seen[:, :, :7].any()
+    assert torch.equal(prompts[2, 0], click_map([(20, 30, 34)], (64, 64, 64)))  # SHIFTED's centroid, rounded to even
+    assert not prompts[2, 1].any()
+    assert torch.allclose(prompts[:2, 2], previous_map(said[:2, 0]), atol=1e-6)  # U goes on
+    decoded.clear()
+    train_step(network, optimiser(network), [own], dataclasses.replace(config, carry=0.0))
+    assert torch.allclose(decoded[1][0][2, 2], previous_map(decoded[0][1][2, 0]), atol=1e-6)
 
 
 def test_accumulated_batches_give_the_mean_gradient(network):

@@ -13,7 +13,7 @@ from ctsam3d.data.io import Case, read_case
 from ctsam3d.evaluation.overlay import draw_overlay
 from ctsam3d.evaluation.report import RunInfo, Skipped, write_report
 from ctsam3d.evaluation.simulate import CLICK_COUNTS, TOLERANCE_MM, Result, check_click_counts, simulate
-from ctsam3d.session import Segmenter, load
+from ctsam3d.segmenter import Segmenter, load
 
 __all__ = ["Result", "RunInfo", "Skipped", "evaluate", "evaluate_case", "find_cases", "simulate", "write_report"]
 

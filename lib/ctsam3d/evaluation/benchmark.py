@@ -1,73 +1,326 @@
-"""How long a click takes, and a step of training, by stage; medians of one run."""
+"""How long a click takes, alone in the library, and a step of training, by stage; medians of one run.
+
+Clicks are timed against the dense path: the same weights, patches and memory layout, with the prompts' modulation
+computed by plain convolutions over the whole patch.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 import resource
 import statistics
 import tempfile
 import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
+from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.io import Case
 from ctsam3d.data.labels import NAMES, VALUE_OF
 from ctsam3d.data.phantoms import make_phantom
-from ctsam3d.model.build import build
-from ctsam3d.session import Segmenter
+from ctsam3d.evaluation.timing import Row, in_turn, median_row, seconds_of, wait
+from ctsam3d.expansion import QUIET, Patch, neighbours
+from ctsam3d.model.build import PATCH_SIZE, PRESETS, SPACING_MM, build
+from ctsam3d.model.decoder import PsapLayer
+from ctsam3d.model.prompts import prompt_maps
+from ctsam3d.resample import crop_hu
+from ctsam3d.segmenter import Segmenter
+from ctsam3d.session import Session, State
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import Run, Source
 from ctsam3d.training.step import Rounds, train_step
+from ctsam3d.volume import ModelGrid, Volume
 
-STAGES = ("encode", "decode", "other", "total")
+FRESH = "fresh"  # weights: drawn at random; they take as long as trained ones
+FILLS = (0.05, 0.25, 0.6)  # shares of a patch that the previous mask takes
 SHARES = ("data", "clicks", "S", "P", "optimiser")
+_STAGES = ("features", "decode")
+_MASK_FLOOR = 1e-4  # what a network's answer has where there is nothing
 
 
-def benchmark_clicks(presets: list[str], repeats: int, device: str, feedback: int = 0, seed: int = 0) -> list[dict]:
-    """Time a first click (a new patch) and a second one (in that patch, with a previous mask) on a phantom.
-
-    The weights are random: they take as long as trained ones. One unmeasured session warms up.
+def make_segmenter(preset: str, device: str, feedback: int | None = None, seed: int = 0) -> tuple[Segmenter, str]:
+    """A segmenter of `preset` and what its weights are: the packaged ones where they fit, else fresh ones.
 
     Args:
-        feedback: passes in which S sees its own answer once more, as `Checkpoint.feedback`.
+        feedback: passes in which S sees its own answer once more; None: as the weights ask, fresh ones for none.
+    """
+    info = checkpoint.load(checkpoint.packaged_path())
+    weights = info.version
+    if info.network.config != PRESETS[preset]:
+        torch.manual_seed(seed)
+        info, weights = Checkpoint(build(preset), (-500.0, 800.0)), FRESH
+    if feedback is not None:
+        info = dataclasses.replace(info, feedback=feedback)
+    return Segmenter(info, device), weights
+
+
+@contextmanager
+def dense_modulation(network: nn.Module) -> Iterator[None]:
+    """While the block runs, the prompts of `network` are evaluated by plain convolutions over the whole patch."""
+    layers = [module for module in network.modules() if isinstance(module, PsapLayer)]
+    for layer in layers:
+        layer.modulation = layer.dense_modulation
+    try:
+        yield
+    finally:
+        for layer in layers:
+            del layer.modulation
+
+
+def _sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
+    def dense():
+        with dense_modulation(network):
+            return run()
+
+    return {"sparse": run, "dense": dense}
+
+
+# ---- clicks in a session -------------------------------------------------------------------------------------------
+
+
+def benchmark_session(
+    presets: Sequence[str], repeats: int, device: str, feedback: int | None = None, seed: int = 0
+) -> list[Row]:
+    """Time a first click (a new patch) and a next one (in that patch, after its mask) in sessions that do not expand.
 
     Returns:
-        A row a preset and click: preset, click, and median seconds of encode, decode, everything else, and in all.
+        A row a preset, click and path: median seconds of features (crop and encode), decode, the rest, and in all.
     """
     phantom = make_phantom(seed, region="abdomen")
-    liver = np.argwhere(phantom.labels_ijk == VALUE_OF["liver"])
-    first = tuple(int(v) for v in liver[np.argmin(np.abs(liver - liver.mean(axis=0)).sum(axis=1))])
-    second = (first[0] + 10, first[1], first[2])
+    first = _central_voxel_ijk(phantom.labels_ijk == VALUE_OF["liver"])
+    clicks = {"first": first, "next": (first[0] + 10, first[1], first[2])}
     rows = []
     for preset in presets:
-        torch.manual_seed(seed)
-        segmenter = Segmenter(Checkpoint(build(preset), (-500.0, 800.0), feedback=feedback), device)
-        seconds: dict[str, list[dict]] = {"first": [], "second": []}
-        for repeat in range(repeats + 1):
-            session = segmenter.session(phantom.volume)
-            for name, click in (("first", first), ("second", second)):
-                measured = _timed(session, click)
-                if repeat:
-                    seconds[name].append(measured)
-        for name, measured in seconds.items():
-            medians = {stage: statistics.median(m[stage] for m in measured) for stage in STAGES}
-            rows.append({"preset": preset, "click": name, **medians})
+        segmenter, weights = make_segmenter(preset, device, feedback, seed)
+
+        def run(segmenter=segmenter) -> dict[str, Row]:
+            session = segmenter.session(_unseen(phantom.volume), expand=False)
+            return {name: _timed(session, click) for name, click in clicks.items()}
+
+        measured = in_turn(_sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
+        for click in clicks:
+            for path, runs in measured.items():
+                row = {"preset": preset, "weights": weights, "click": click, "path": path}
+                row |= median_row([result[click] for result in runs.results])
+                rows.append(row | _vram("VRAM MB", runs.vram_mb))
     return rows
 
 
-def _timed(session, click_ijk) -> dict[str, float]:
+def _central_voxel_ijk(mask_ijk: np.ndarray) -> tuple[int, int, int]:
+    voxels = np.argwhere(mask_ijk)
+    return tuple(int(v) for v in voxels[np.argmin(np.abs(voxels - voxels.mean(axis=0)).sum(axis=1))])
+
+
+def _unseen(volume: Volume) -> Volume:
+    """The same scan as a new object, of which a segmenter keeps no features yet."""
+    return dataclasses.replace(volume)
+
+
+def _timed(session: Session, click_ijk) -> dict[str, float]:
     start = time.perf_counter()
     session.click(click_ijk)
     total = time.perf_counter() - start
-    encode, decode = session.seconds.get("encode", 0.0), session.seconds["decode"]
-    return {"encode": encode, "decode": decode, "other": total - encode - decode, "total": total}
+    stages = {stage: session.seconds.get(stage, 0.0) for stage in _STAGES}
+    named = {**stages, "other": total - sum(stages.values()), "total": total}
+    return {f"{stage} s": seconds for stage, seconds in named.items()}
 
 
-def benchmark_training(presets: list[str], repeats: int, device: str, batch_size: int = 4, seed: int = 0) -> list[dict]:
+def _vram(column: str, vram_mb: float) -> Row:
+    return {column: vram_mb} if vram_mb else {}
+
+
+# ---- one decode, with a previous mask of known size ----------------------------------------------------------------
+
+
+def benchmark_decode(presets: Sequence[str], repeats: int, device: str, seed: int = 0) -> list[Row]:
+    """Time `Segmenter.decode` on one patch, without a previous mask and with balls of several sizes as such.
+
+    One pass, whatever the weights ask for: the previous mask of a further one would be the network's answer.
+
+    Returns:
+        A row a preset and previous mask: median seconds of both paths, their ratio, in how many layers the sparse path
+        was dense too (see `PsapLayer.modulation`), and the largest absolute difference between the logits.
+    """
+    phantom = make_phantom(seed, region="abdomen")
+    hu_zyx = _liver_patch_hu(phantom.volume, phantom.labels_ijk)
+    rows = []
+    for preset in presets:
+        segmenter, weights = make_segmenter(preset, device, 0, seed)
+        features = segmenter.encode(hu_zyx)
+        for fill in (None, *FILLS):
+            previous = "none" if fill is None else f"{100 * fill:.0f} %"
+            row = {"preset": preset, "weights": weights, "previous mask": previous}
+            rows.append(row | _decode_row(segmenter, features, _prompts(fill), repeats))
+    return rows
+
+
+def _decode_row(segmenter: Segmenter, features: tuple[Tensor, ...], prompts: Tensor, repeats: int) -> Row:
+    def run() -> float:
+        return seconds_of(lambda: segmenter.decode(features, prompts), segmenter.device)
+
+    measured = in_turn(_sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
+    seconds = {path: statistics.median(runs.results) for path, runs in measured.items()}
+    row: Row = {f"{path} s": value for path, value in seconds.items()}
+    row["dense / sparse x"] = seconds["dense"] / seconds["sparse"]
+    row |= _compare_logits(segmenter, features, prompts)
+    for path, runs in measured.items():
+        row |= _vram(f"{path} VRAM MB", runs.vram_mb)
+    return row
+
+
+@torch.inference_mode()
+def _compare_logits(segmenter: Segmenter, features: tuple[Tensor, ...], prompts: Tensor) -> Row:
+    prompts = prompts[None].to(segmenter.device).contiguous(memory_format=torch.channels_last_3d)
+    runs = _sparse_and_dense(lambda: segmenter.network.decode(features, prompts), segmenter.network)
+    with _counting_dense(segmenter.network) as dense_layers:
+        sparse = runs["sparse"]()
+    difference = float((sparse - runs["dense"]()).abs().max())
+    return {"dense layers of sparse": len(dense_layers), "logit difference": difference}
+
+
+@contextmanager
+def _counting_dense(network: nn.Module) -> Iterator[list[PsapLayer]]:
+    """The layers that are evaluated by plain convolutions while the block runs."""
+    called: list[PsapLayer] = []
+    layers = [module for module in network.modules() if isinstance(module, PsapLayer)]
+
+    def counted(layer: PsapLayer, prompts: Tensor) -> tuple[Tensor, Tensor]:
+        called.append(layer)
+        return PsapLayer.dense_modulation(layer, prompts)
+
+    for layer in layers:
+        layer.dense_modulation = partial(counted, layer)
+    try:
+        yield called
+    finally:
+        for layer in layers:
+            del layer.dense_modulation
+
+
+def _liver_patch_hu(volume: Volume, labels_ijk: np.ndarray) -> np.ndarray:
+    grid = ModelGrid.of(volume, SPACING_MM)
+    click_zyx = grid.voxel_zyx(_central_voxel_ijk(labels_ijk == VALUE_OF["liver"]))
+    return crop_hu(volume, grid, grid.patch_zyx(click_zyx, PATCH_SIZE))
+
+
+def _prompts(fill: float | None) -> Tensor:
+    """Maps (3, D, H, W): a click in the middle, alone or as the last of two after a ball that fills that share."""
+    middle = (PATCH_SIZE // 2,) * 3
+    size = (PATCH_SIZE,) * 3
+    if fill is None:
+        return prompt_maps([middle], [], None, size)
+    return prompt_maps([middle, (middle[0] + 8, *middle[1:])], [], ball_probability(fill), size)
+
+
+def ball_probability(fill: float) -> Tensor:
+    """A previous mask (D, H, W) as a network answers it: a ball in the middle over `fill` of the patch is above 0.5.
+
+    Its border is soft, over some voxels, and the value outside is small but not zero.
+    """
+    axis = torch.arange(PATCH_SIZE) - (PATCH_SIZE - 1) / 2
+    distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square().sum(0).sqrt()
+    radius = distance.flatten().sort().values[round(fill * distance.numel()) - 1]
+    return torch.sigmoid(radius + 1e-3 - distance).clamp(_MASK_FLOOR, 1 - _MASK_FLOOR)
+
+
+# ---- the ring around a clicked patch -------------------------------------------------------------------------------
+
+
+def benchmark_expansion(
+    presets: Sequence[str], repeats: int, device: str, feedback: int | None = None, seed: int = 0
+) -> list[Row]:
+    """Time a click in the liver and the first ring of its expansion, beside two plainer ways.
+
+    The first plain way asks P about every neighbour, also where the mask does not come near it, one at a time, and
+    runs S dense. The second runs S, dense, on every neighbour without asking P.
+
+    Returns:
+        A row a preset and way: median seconds of the click and of the ring, how many neighbours the way looked at, how
+        many joined the mask, and how many voxels of the mask differ from the session's.
+    """
+    phantom = make_phantom(seed, region="abdomen")
+    click_ijk = _central_voxel_ijk(phantom.labels_ijk == VALUE_OF["liver"])
+    rows = []
+    for preset in presets:
+        segmenter, weights = make_segmenter(preset, device, feedback, seed)
+        about = {"preset": preset, "weights": weights}
+        rows += [about | row for row in _expansion_rows(segmenter, phantom.volume, click_ijk, repeats)]
+    return rows
+
+
+def _expansion_rows(segmenter: Segmenter, volume: Volume, click_ijk, repeats: int) -> list[Row]:
+    alone = Segmenter(segmenter.info, segmenter.device)
+    alone.batch = 1
+    ways = {
+        "session": lambda: _ring(Session(segmenter, _unseen(volume)), click_ijk),
+        "every neighbour by P, one by one, S dense": _sparse_and_dense(
+            lambda: _ring(_EveryNeighbour(alone, _unseen(volume)), click_ijk), alone.network
+        )["dense"],
+        "every neighbour by S, dense": _sparse_and_dense(
+            lambda: _segment_neighbours(alone, volume, click_ijk), alone.network
+        )["dense"],
+    }
+    measured = in_turn(ways, repeats, segmenter.device)
+    expected = measured["session"].results[-1]["mask"]
+    rows = []
+    for way, runs in measured.items():
+        row: Row = {"way": way, **median_row([{k: v for k, v in r.items() if k != "mask"} for r in runs.results])}
+        if "mask" in runs.results[-1]:
+            different = np.count_nonzero(runs.results[-1]["mask"] != expected)
+            row["mask voxels that differ %"] = 100 * different / max(1, np.count_nonzero(expected))
+        rows.append(row | _vram("VRAM MB", runs.vram_mb))
+    return rows
+
+
+class _EveryNeighbour(Session):
+    """A session that asks P about all neighbours of a patch, wherever its mask ends."""
+
+    def _spread(self, state: State, patch: Patch) -> State:
+        more = [(patch.box_zyx, box) for box in neighbours(patch.box_zyx, self.grid.box_zyx)]
+        own = dataclasses.replace(state.expansion, queue=(*state.expansion.queue, *more), ended=QUIET)
+        return dataclasses.replace(state, expansion=own)
+
+
+def _ring(session: Session, click_ijk) -> dict:
+    """Seconds of a click and of one ring around its patch, the neighbours looked at and joined, and the mask."""
+    start = time.perf_counter()
+    session.click(click_ijk, seconds=0)  # no time to expand
+    clicked = time.perf_counter()
+    patch = session.state.patches[-1].box_zyx
+    while session.expanding and session.expansion.queue[0][0] == patch:
+        session.go_on(seconds=0)  # the next neighbours; what they lead to queues behind the ring
+    seconds = {"click s": clicked - start, "ring s": time.perf_counter() - clicked}
+    counts = {"looked at": session.expansion.proposed, "joined": session.expansion.segmented}
+    return {**seconds, **counts, "mask": session.mask()}
+
+
+def _segment_neighbours(segmenter: Segmenter, volume: Volume, click_ijk) -> dict:
+    """Seconds of cropping, encoding and decoding each neighbour of a clicked patch."""
+    grid = ModelGrid.of(volume, SPACING_MM)
+    boxes = neighbours(grid.patch_zyx(grid.voxel_zyx(click_ijk), PATCH_SIZE), grid.box_zyx)
+    prompts = _prompts(None)
+
+    def run() -> None:
+        for box in boxes:
+            segmenter.decode(segmenter.encode(crop_hu(volume, grid, box)), prompts)
+
+    return {"ring s": seconds_of(run, segmenter.device), "looked at": len(boxes)}
+
+
+# ---- training ------------------------------------------------------------------------------------------------------
+
+
+def benchmark_training(
+    presets: Sequence[str], repeats: int, device: str, batch_size: int = 4, seed: int = 0
+) -> list[Row]:
     """Time steps of Algorithm 1 on a phantom, with fresh weights and all augmentation; one unmeasured step warms up.
 
     Pairs are cut in the training process itself, so that their whole cost shows. P's forward and backward pass are
@@ -87,10 +340,10 @@ def benchmark_training(presets: list[str], repeats: int, device: str, batch_size
             run = Run([Source([volume])], config, Path(folder) / preset, device=device)
             steps = [_timed_step(run, run.loader(workers=0), repeat) for repeat in range(repeats + 1)][1:]
             totals = [sum(seconds[name] for name in SHARES) for seconds in steps]
-            row = {"preset": preset, "step": statistics.median(totals)}
-            row["pair-round"] = row["step"] / (config.rounds * batch_size)
-            row |= {name: sum(seconds[name] for seconds in steps) / sum(totals) for name in SHARES}
-            rows.append({**row, "memory": _peak_gb(device)})
+            row: Row = {"preset": preset, "step s": statistics.median(totals)}
+            row["pair-round s"] = row["step s"] / (config.rounds * batch_size)
+            row |= {f"{name} %": 100 * sum(seconds[name] for seconds in steps) / sum(totals) for name in SHARES}
+            rows.append({**row, "peak memory GB": _peak_gb(device)})
     return rows
 
 
@@ -106,10 +359,10 @@ def _timed_step(run: Run, loader, step: int) -> dict[str, float]:
 
     @contextmanager
     def stage(name: str):
-        _wait(run.device)
+        wait(run.device)
         start = time.perf_counter()
         yield
-        _wait(run.device)
+        wait(run.device)
         seconds[name] += time.perf_counter() - start
 
     with stage("data"):
@@ -123,11 +376,6 @@ def _timed_step(run: Run, loader, step: int) -> dict[str, float]:
     seconds["P"] *= run.config.rounds
     seconds["S"] = seconds.pop("network") - seconds["P"]
     return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 def _peak_gb(device: str) -> float:

@@ -22,7 +22,7 @@ from ctsam3d.expansion import STRIDE, neighbours, peak
 from ctsam3d.model.build import PATCH_SIZE
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu, crop_labels
-from ctsam3d.session import Segmenter, load
+from ctsam3d.segmenter import Segmenter, load
 from ctsam3d.volume import Box, ModelGrid
 
 HOLDS = 200  # model voxels (0.7 ml) of the structure from which on a neighbour holds it

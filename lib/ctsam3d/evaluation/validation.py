@@ -11,7 +11,7 @@ import numpy as np
 from ctsam3d.data.io import Case
 from ctsam3d.data.phantom_sets import PhantomSpec
 from ctsam3d.evaluation.simulate import Result, simulate, user_rng
-from ctsam3d.session import Segmenter
+from ctsam3d.segmenter import Segmenter
 
 CLICKS = (1, 3, 5)
 MIN_VOXELS = 200  # of the model grid; a smaller structure's DSC hangs on single voxels

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,8 @@ import torch
 from ctsam3d.checkpoint import packaged_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp.requests import check_labels
+
+EXPAND_SECONDS = 1.0  # a click is answered within about a second; what takes longer goes on after the reply
 
 
 @dataclass(frozen=True)
@@ -22,11 +25,14 @@ class Conf:
             has published is served in their place: anything for "default", only their descendants for others.
         device: ``--conf device cpu|cuda``; default: a GPU where PyTorch finds one.
         labels: ``--conf labels a,b,c``: of the model ``ctsam3d``; default: the 107 of TotalSeg++.
+        expand_seconds: ``--conf expand_seconds S``: how long the masks of one request may expand into neighbouring
+            patches before it is answered; default: `EXPAND_SECONDS`.
     """
 
     weights: str
     device: str
     labels: tuple[str, ...]
+    expand_seconds: float = EXPAND_SECONDS
 
 
 def read_conf(conf: Mapping[str, str] | None) -> Conf:
@@ -34,11 +40,12 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
 
     Raises:
         FileNotFoundError: no weights there.
-        ValueError: unknown device, labels that are empty, repeated or reserved.
+        ValueError: unknown device, labels that are empty, repeated or reserved, no seconds from 0.
     """
     conf = conf or {}
     labels = check_labels(conf["labels"].split(",")) if "labels" in conf else NAMES
-    return Conf(_weights(conf.get("weights", "default")), _device(conf.get("device", "")), labels)
+    seconds = _seconds("expand_seconds", conf["expand_seconds"]) if "expand_seconds" in conf else EXPAND_SECONDS
+    return Conf(_weights(conf.get("weights", "default")), _device(conf.get("device", "")), labels, seconds)
 
 
 def _weights(weights: str) -> str:
@@ -63,3 +70,13 @@ def _device(device: str) -> str:
     if kind == "cuda" and found != "cuda":
         raise ValueError(f"--conf device must be cpu, as PyTorch finds no GPU here, got {device!r}")
     return device
+
+
+def _seconds(key: str, value: str) -> float:
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise ValueError(f"--conf {key} must be a number of seconds, 0 or more, got {value!r}")
+    return seconds

@@ -1,7 +1,7 @@
 """Clicks in, label map out: the one implementation of `InferTask` behind both models.
 
-`ClickEngine` owns what clicks share: weights, images, sessions, and the lock that lets one click at a time onto the
-network. `ClickInferTask` is a model in MONAI Label's list: a dialect, its labels, and the engine.
+`ClickEngine` owns what clicks share: weights, images, sessions, and the turns on the network, of which clicks take one
+at a time. `ClickInferTask` is a model in MONAI Label's list: a dialect, its labels, and the engine.
 """
 
 from __future__ import annotations
@@ -17,19 +17,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy as np
 from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 
 from ctsam3d.data.io import read_volume
-from ctsam3d.labelapp.reply import Segment, merge, write_reply
+from ctsam3d.labelapp.background import BackgroundExpansion, told
+from ctsam3d.labelapp.conf import EXPAND_SECONDS
+from ctsam3d.labelapp.reply import BoxedLabels, Segment, merge, result_box, write_reply
 from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
+from ctsam3d.labelapp.turns import Turns
 from ctsam3d.labelapp.versions import Versions
-from ctsam3d.session import Segmenter, load
+from ctsam3d.segmenter import Segmenter, load
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("crop", "encode", "decode", "write")
+STAGES = ("crop", "features", "decode", "propose", "write")  # of `Session.seconds`
 _UNUSABLE = (OSError, ValueError, RuntimeError)  # what loading weights raises
 
 
@@ -86,15 +88,25 @@ class ClickEngine:
     Args:
         versions: of the weights; loaded at the first click, or by `preload`.
         device: "cpu" or "cuda", as PyTorch names it.
+        expand_seconds: that the structures of a request share to expand into neighbouring patches before the reply;
+            afterwards they go on in the background.
+        sessions: the store of sessions, where its limits are to be others.
     """
 
-    def __init__(self, versions: Versions, device: str):
-        self._versions, self._device = versions, device
+    def __init__(
+        self,
+        versions: Versions,
+        device: str,
+        expand_seconds: float = EXPAND_SECONDS,
+        sessions: SessionStore | None = None,
+    ):
+        self._versions, self._device, self._expand_seconds = versions, device, expand_seconds
         self._served: _Served | None = None
         self._loading = threading.Lock()
-        self._network = threading.Lock()  # one click at a time
+        self._turns = Turns()
         self._images = ImageCache(read_volume)
-        self._sessions = SessionStore()
+        self._sessions = SessionStore() if sessions is None else sessions
+        self._background = BackgroundExpansion(self._sessions, self._turns)
         self._folder: tempfile.TemporaryDirectory | None = None
         self._making_folder = threading.Lock()
 
@@ -167,34 +179,42 @@ class ClickEngine:
             segmenter = newest or self.segmenter()  # a session may have been forgotten in between
             return HeldSession(segmenter.session(image.volume, expand=request.expand), image, segmenter.info.version)
 
-        with self._sessions.locked(keys, make) as held:
-            watch.lap("wait")
-            for structure, own in zip(request.structures, held):
-                self._click(own, structure, watch)
-            segments = [_segment(structure, own) for structure, own in zip(request.structures, held)]
-            labels = merge(segments, image.volume.shape_ijk)
-            patches = sum(own.session.patches for own in held)
+        held: list[HeldSession] = []
+        try:
+            with self._sessions.locked(keys, make) as held:
+                watch.lap("wait")
+                for structure, own in zip(request.structures, held):
+                    self._click(own, structure, request, watch)
+                labels = merge([_segment(structure, own) for structure, own in zip(request.structures, held)])
+                reply = _parameters(request, held)
+        finally:  # also after a failure: what was expanding before goes on
+            for key, own in zip(keys, held):
+                if own.expanding:
+                    self._background.add(key, own)
         watch.lap("merge")
         file = self._write(request.reply, labels, image) if request.reply.write_file else None
         watch.lap("reply")
-        return file, {
-            "label_names": dict(request.label_names),
-            "latencies": watch.latencies(),
-            "version": ", ".join(dict.fromkeys(own.version for own in held)),
-            "patches": patches,
-        }
+        if request.reply.box_only:
+            box_ijk = result_box(labels)
+            reply["result_box"] = [list(box_ijk.start), list(box_ijk.stop)]
+        return file, {**reply, "latencies": watch.latencies()}
 
-    def _click(self, own: HeldSession, structure: Structure, watch: Stopwatch) -> None:
-        with self._network:
+    def close(self) -> None:
+        """Ends the work in the background."""
+        self._background.close()
+
+    def _click(self, own: HeldSession, structure: Structure, request: ClickRequest, watch: Stopwatch) -> None:
+        seconds = self._expand_seconds / len(request.structures)
+        with self._turns.taken(request.client):
             watch.lap("wait")
             with rejected():
-                own.session.set_clicks(structure.positive, structure.negative)
-        own.most_clicks = max(own.most_clicks, len(own.session.clicks))
+                own.session.set_clicks(structure.positive, structure.negative, seconds=seconds)
+        own.expanding = own.session.expanding
         watch.lap()
         for stage in STAGES:
             watch.add(stage, own.session.seconds.get(stage, 0.0))
 
-    def _write(self, options: ReplyOptions, labels: np.ndarray, image: Image) -> str:
+    def _write(self, options: ReplyOptions, labels: BoxedLabels, image: Image) -> str:
         """Into a folder of the server's own: a client on the same host saves under the same name, but elsewhere."""
         with self._making_folder:  # not before: a process that only trains would leave it behind when it is killed
             if self._folder is None:
@@ -211,8 +231,17 @@ class ClickEngine:
 
 def _segment(structure: Structure, own: HeldSession) -> Segment:
     box_ijk = own.session.mask_box_ijk
-    mask = own.session.mask()[box_ijk.slices()] > 0
-    return Segment(structure.value, mask, box_ijk, own.session.probability)
+    return Segment(structure.value, own.session.mask(box_ijk).view(bool), box_ijk, own.session.probability)
+
+
+def _parameters(request: ClickRequest, held: Sequence[HeldSession]) -> dict:
+    """What the reply tells of the sessions."""
+    return {
+        "label_names": dict(request.label_names),
+        "version": ", ".join(dict.fromkeys(own.version for own in held)),
+        "patches": sum(own.session.patches for own in held),
+        "expansion": {s.name: told(own.session.expansion) for s, own in zip(request.structures, held)},
+    }
 
 
 class ClickInferTask(InferTask):
@@ -254,8 +283,9 @@ class ClickInferTask(InferTask):
 
         Returns:
             The label map's file, which the caller deletes, or None; and the parameters of the reply: ``label_names``,
-            ``latencies`` (seconds: read, wait, crop, encode, decode, write, merge, reply, total), ``version``,
-            ``patches``.
+            ``latencies`` (seconds: read, wait, crop, features, decode, propose, write, merge, reply, total),
+            ``version``, ``patches``, ``expansion`` (of each structure: proposed, segmented, rejected, ended; see
+            `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels).
 
         Raises:
             RequestError: the request, the image, or (503) the weights cannot be used.
@@ -269,5 +299,12 @@ class ClickInferTask(InferTask):
             request = replace(request, reply=replace(request.reply, write_file=file))
         result_file, reply = self._engine.segment(request, image, watch)
         clicks = {s.name: (len(s.positive), len(s.negative)) for s in request.structures}
-        logger.info("image %s, (positive, negative) clicks %s: %s", name, clicks, reply["latencies"])
+        logger.info(
+            "image %s, (positive, negative) clicks %s: %d patches, expansion %s, seconds %s",
+            name,
+            clicks,
+            reply["patches"],
+            reply["expansion"],
+            reply["latencies"],
+        )
         return result_file, reply

@@ -32,8 +32,8 @@ UNNAMED = "structure"
 # session and device, and nothing in its parameters can: those keys are read nowhere.
 OPTION_KEYS = frozenset(
     "model image session session_id device description label client_id expand result_extension result_dtype "
-    "result_compress result_write_to_file restore_label_idx save_label label_tag label_info roi slice reset_state "
-    "logging images gpus multi_gpu max_workers max_batch_size".split()
+    "result_compress result_write_to_file result_box restore_label_idx save_label label_tag label_info roi slice "
+    "reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
 )
 
 IJK = tuple[int, int, int]
@@ -59,12 +59,20 @@ class Structure:
 
 @dataclass(frozen=True)
 class ReplyOptions:
-    """How the label map is written: extension, NumPy dtype name, gzip or not, and whether a file is wanted at all."""
+    """How the label map is written.
+
+    Attributes:
+        extension, dtype: of the file; NumPy's name of the type.
+        compress: whether a .nrrd is gzipped; .nii.gz always is, .nii never.
+        write_file: whether a file is wanted at all.
+        box_only: whether it holds the smallest box with all labels, at its place in the world, not the whole image.
+    """
 
     extension: str = ".nii.gz"
     dtype: str = "uint8"
     compress: bool = False
     write_file: bool = True
+    box_only: bool = False
 
 
 @dataclass(frozen=True)
@@ -238,7 +246,8 @@ def _reply_options(params: Mapping) -> ReplyOptions:
     if dtype not in DTYPES:
         raise ValueError(f"result_dtype must be one of {', '.join(DTYPES)}, got {_short(dtype)}")
     compress = _flag(params, "result_compress", False)
-    return ReplyOptions(extension, dtype, compress, _flag(params, "result_write_to_file", True))
+    write_file, box_only = _flag(params, "result_write_to_file", True), _flag(params, "result_box", False)
+    return ReplyOptions(extension, dtype, compress, write_file, box_only)
 
 
 def _flag(params: Mapping, key: str, default: bool) -> bool:

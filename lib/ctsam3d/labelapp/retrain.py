@@ -30,7 +30,7 @@ from ctsam3d.labelapp.split import EXCLUDED, TRAINING, VALIDATION, Split
 from ctsam3d.labelapp.status import DONE, FAILED, Status
 from ctsam3d.labelapp.versions import SwitchedError, Versions
 from ctsam3d.model.build import PRESETS, NetworkConfig
-from ctsam3d.session import Segmenter
+from ctsam3d.segmenter import Segmenter
 from ctsam3d.training.cases import VolumeCache, as_case
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import Progress, RunError, Source, train
@@ -39,6 +39,7 @@ from ctsam3d.training.pairs import TrainingVolume
 logger = logging.getLogger(__name__)
 
 FEEDBACK_SHARE = 0.5  # of the rounds, for weights whose sessions feed S's answer back
+CARRY_SHARE = 0.25  # of the later rounds, as half of a session's patches are opened by expansions
 IMPRECISE_CLICKS = 0.5  # of the later ones, as people do not find the deepest point
 NEW_SHARE = 0.7  # of the pairs; the others are from phantoms and from what was learnt before
 REPLAY = (
@@ -359,6 +360,7 @@ def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
         batch_size=options.batch_size,
         trainable="all" if options.train == "full" else "decoder",
         imprecise_clicks=IMPRECISE_CLICKS,
+        carry=CARRY_SHARE,
         feedback=FEEDBACK_SHARE if base.feedback else 0.0,
         frozen_statistics=True,
         seed=options.seed,

@@ -217,6 +217,8 @@ def _check_dicom_seg(app: MONAILabelApp, image: str, values: dict) -> None:
         raise RequestError("output must not be dicom_seg: the images here are files, not series of a DICOM archive")
     if not image:
         raise RequestError("image must be the id of a series for output dicom_seg, got none")
+    if values.get("result_box"):
+        raise RequestError("result_box must not be given for output dicom_seg, whose segments lie on the whole series")
     if not (isinstance(info, list) and info and all(isinstance(segment, dict) for segment in info)):
         raise RequestError(f"label_info must be a list of objects, one per segment, for output dicom_seg, got {info!r}")
 

@@ -12,15 +12,14 @@ import hashlib
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
+from ctsam3d.session import Session
 from ctsam3d.volume import Volume
 
-SESSION_BYTES = 40 * 2**20  # what a session keeps at most of encoder features: 16 patches of the largest network
-CLICK_BYTES = 2**20  # what it keeps per click: a patch's probability and weight
 _ATTEMPTS = 3
 _SIGNATURES = 4096
 
@@ -104,29 +103,30 @@ class HeldSession:
 
     Attributes:
         version: of the weights.
-        most_clicks: the most that it has had in force; what was undone is kept too.
+        expanding: whether the one who held `lock` last left an expansion that goes on in the background.
+        requests: that have the session or wait for it; the store counts them.
     """
 
-    session: Any
+    session: Session
     image: Image
     version: str
-    most_clicks: int = 0
+    expanding: bool = False
+    requests: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
-
-    @property
-    def nbytes(self) -> int:
-        """An upper estimate without the image. It asks nothing of `session`, on which another thread may work."""
-        return self.image.volume.array_ijk.size + SESSION_BYTES + self.most_clicks * CLICK_BYTES
 
 
 class SessionStore:
-    """Sessions by key, up to `max_sessions` and about `max_bytes`; those of the newest request are always kept."""
+    """Sessions by key, up to `max_sessions` and about `max_bytes` of sessions and their images.
+
+    Those of the newest request are always kept.
+    """
 
     def __init__(self, max_sessions: int = 64, max_bytes: int = 4 * 2**30):
         self._max_sessions = max_sessions
         self._max_bytes = max_bytes
         self._lock = threading.Lock()
         self._held: OrderedDict[SessionKey, HeldSession] = OrderedDict()
+        self._newest: frozenset[SessionKey] = frozenset()  # of the request that was served last
 
     def __len__(self) -> int:
         return len(self._held)
@@ -144,29 +144,54 @@ class SessionStore:
             found = {}
             for key in sorted(keys):
                 found[key] = self._get(key, make)
+                stack.callback(self._leave, found[key])
                 stack.enter_context(found[key].lock)
             try:
                 yield [found[key] for key in keys]
             finally:
-                self._trim(keep=set(keys))
+                with self._lock:
+                    self._newest = frozenset(keys)
+                    self._trim(keep=self._newest)
+
+    @contextlib.contextmanager
+    def between_requests(self, key: SessionKey, own: HeldSession) -> Iterator[bool]:
+        """A session locked for work that no request waits for, if it can be had at once.
+
+        False, and not locked, where a request has the session or waits for it, or where it was forgotten.
+        """
+        with self._lock:
+            free = self._held.get(key) is own and own.requests == 0 and own.lock.acquire(blocking=False)
+        try:
+            yield free
+        finally:
+            if free:
+                own.lock.release()
+                with self._lock:  # it may have grown, but what a request works on, or did last, does not go for that
+                    in_use = {other for other, held in self._held.items() if held.requests}
+                    self._trim(keep=self._newest | in_use)
 
     def _get(self, key: SessionKey, make: Callable[[], HeldSession]) -> HeldSession:
         with self._lock:
             if key not in self._held:
                 self._held[key] = make()
             self._held.move_to_end(key)
+            self._held[key].requests += 1
             return self._held[key]
 
-    def _trim(self, keep: set[SessionKey]) -> None:
+    def _leave(self, own: HeldSession) -> None:
         with self._lock:
-            for key in [key for key in self._held if key not in keep]:
-                if len(self._held) <= self._max_sessions and self._used() <= self._max_bytes:
-                    break
-                del self._held[key]
+            own.requests -= 1
+
+    def _trim(self, keep: Collection[SessionKey]) -> None:
+        """Forgets what was asked for the longest ago, down to the limits; the caller holds the lock."""
+        for key in [key for key in self._held if key not in keep]:
+            if len(self._held) <= self._max_sessions and self._used() <= self._max_bytes:
+                break
+            del self._held[key]
 
     def _used(self) -> int:
         images = {held.image.content: held.image.volume.array_ijk.nbytes for held in self._held.values()}
-        return sum(images.values()) + sum(held.nbytes for held in self._held.values())
+        return sum(images.values()) + sum(held.session.nbytes for held in self._held.values())
 
 
 def _signature(path: str | os.PathLike) -> tuple:

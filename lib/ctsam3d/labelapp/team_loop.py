@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
-import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +19,10 @@ from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
 from ctsam3d.data.io import read_case, write_volume
 from ctsam3d.evaluation import evaluate, find_cases
+from ctsam3d.labelapp.local_server import copy_app, local_server
 from ctsam3d.volume import Volume
 
 MODEL = "ctsam3d"
-_START_SECONDS = 180
 _POLL_SECONDS = 5
 
 
@@ -57,50 +53,21 @@ def team_loop(
     """
     out = Path(out)
     served, studies = out / "app", out / "studies"
-    shutil.copytree(app, served, ignore=shutil.ignore_patterns("model", "logs", "lib", "bin", "__pycache__"))
+    copy_app(app, served)
     studies.mkdir(parents=True)
     cases = find_cases(data, labelled)
     for case in cases:
         shutil.copyfile(case / "ct.nii.gz", studies / f"{case.name}.nii.gz")
     before = _measure(sets, "default", out / "before", clicks, seeds)
     about = checkpoint.read_about(checkpoint.packaged_path())
-    with _server(served, studies, out / "server.log") as url:
-        client = MONAILabelClient(url, tmpdir=str(out))
+    with local_server(served, studies, out / "server.log") as server:
+        client = MONAILabelClient(server.url, tmpdir=str(out))
         for case in cases:
             _save_label(client, case, out)
-        stats = _train(client, url, options or {})
+        stats = _train(client, server.url, options or {})
     weights = served / "model" / MODEL / f"{stats['outcome']['candidate']}.safetensors"
     after = _measure(sets, weights, out / "after", clicks, seeds)
     return _write_report(out, about, stats, before, after, seeds)
-
-
-@contextlib.contextmanager
-def _server(app: Path, studies: Path, log: Path) -> Iterator[str]:
-    """The plain start command on a free port; yields the address."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app.resolve())]
-    command += ["--studies", str(studies.resolve()), "--host", "127.0.0.1", "--port", str(port)]
-    with open(log, "wb") as lines:
-        process = subprocess.Popen(command, cwd=app, stdout=lines, stderr=subprocess.STDOUT)
-    try:
-        _wait(process, url, log)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
-    end = time.monotonic() + _START_SECONDS
-    while time.monotonic() < end and process.poll() is None:
-        with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/info/", timeout=10).ok:
-                return
-        time.sleep(1)
-    raise RuntimeError(f"the server did not start, see {log}")
 
 
 def _save_label(client: MONAILabelClient, folder: Path, out: Path) -> None:

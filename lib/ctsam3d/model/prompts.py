@@ -10,6 +10,7 @@ from torch import Tensor
 CLICK_SIGMA = 2.0  # voxels
 CLICK_RADIUS = 8  # voxels per axis; the map is 0 outside the box of 2 * 8 + 1 voxels
 MAX_CLICKS = 24  # clicks of one sign kept per patch, the latest
+PREVIOUS_EPSILON = 0.01  # of probability; a sigmoid is nowhere zero, and zeros need not be computed (see `PsapLayer`)
 
 Zyx = tuple[int, int, int]
 
@@ -43,6 +44,11 @@ def click_map(clicks_zyx: Sequence[Zyx], size: Zyx) -> Tensor:
     return out
 
 
+def previous_map(probability: Tensor) -> Tensor:
+    """The map of a previous mask: its probability, zero where that is below `PREVIOUS_EPSILON`."""
+    return torch.where(probability < PREVIOUS_EPSILON, 0.0, probability)
+
+
 def prompt_maps(positive_zyx: Sequence[Zyx], negative_zyx: Sequence[Zyx], previous: Tensor | None, size: Zyx) -> Tensor:
     """[P, N, Y] of one patch, (3, D, H, W).
 
@@ -51,5 +57,5 @@ def prompt_maps(positive_zyx: Sequence[Zyx], negative_zyx: Sequence[Zyx], previo
         previous: the previous mask's probability (D, H, W), or None for none.
         size: (D, H, W) of the patch.
     """
-    previous = torch.zeros(tuple(size)) if previous is None else previous.detach().cpu()
+    previous = torch.zeros(tuple(size)) if previous is None else previous_map(previous.detach().cpu())
     return torch.stack([click_map(positive_zyx, size), click_map(negative_zyx, size), previous])

@@ -44,6 +44,8 @@ class TrainingConfig:
         imprecise_clicks: share of later clicks that miss the deepest point. The paper has none; people do miss it.
         feedback: share of the rounds in which S sees its own answer as previous mask once more before it is graded, for
             weights whose sessions do the same (`Checkpoint.feedback`). The paper has none.
+        carry: share of the later rounds in which V is seen as an expansion opens it: with what U's mask shows of it as
+            previous mask, and one click where P should put it. The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
             masks and in one round, a cheap beginning as S does not run.
         frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
@@ -72,6 +74,7 @@ class TrainingConfig:
     empty_share: float = 0.25
     imprecise_clicks: float = 0.0
     feedback: float = 0.0
+    carry: float = 0.0
     trainable: str = "all"
     frozen_statistics: bool = False
     mixed_precision: bool = True
@@ -84,7 +87,7 @@ class TrainingConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if not self.learning_rate > 0:
             raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
-        for name in ("empty_share", "imprecise_clicks", "feedback"):
+        for name in ("empty_share", "imprecise_clicks", "feedback", "carry"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder", "cross_patch")}.items():

@@ -18,7 +18,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from ctsam3d.clicks import first_click, next_clicks
 from ctsam3d.losses import dice_loss, focal_loss, mask_loss
-from ctsam3d.model.prompts import click_map
+from ctsam3d.model.cross_patch import in_neighbours_frame
+from ctsam3d.model.prompts import click_map, previous_map
 from ctsam3d.model.sam3d import SAM3D
 from ctsam3d.resample import scale_hu
 from ctsam3d.training.config import TrainingConfig
@@ -155,7 +156,9 @@ class Rounds:
         self.neighbour = torch.cat([every_u + pairs, both - pairs]).to(self.device)
         self.offset = torch.cat([batch.offset, -batch.offset[both - pairs]])  # (m, 3); indices, so not on the device
         self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
-        self.feedback = np.random.default_rng([*batch.seed[0].tolist(), 3])
+        self.feedback, self.carry = (np.random.default_rng([*batch.seed[0].tolist(), n]) for n in (3, 4))
+        first_v = int(filled[:pairs].sum())  # U's are all segmented, and come first
+        self.pairs = [(int(v) - pairs, first_v + n) for n, v in enumerate(both)]  # number of a pair, place of its V
         self.clicks = [{True: [tuple(click)], False: []} for click in batch.clicks[filled].tolist()]
         self.previous = torch.zeros_like(self.image[self.segmented])  # (n, 1, D, H, W)
 
@@ -163,7 +166,7 @@ class Rounds:
         """[P, N, Y] of the segmented patches, (n, 3, D, H, W)."""
         size = tuple(self.image.shape[2:])
         maps = torch.stack([torch.stack([click_map(own[sign], size) for sign in (True, False)]) for own in self.clicks])
-        return _memory(torch.cat([maps.to(self.device), self.previous], dim=1))
+        return _memory(torch.cat([maps.to(self.device), previous_map(self.previous)], dim=1))
 
     def feed_back(self, network: nn.Module, prompts: Tensor) -> Tensor:
         """`prompts`, or in a share of the rounds the same clicks with S's own answer to them as previous mask."""
@@ -172,7 +175,7 @@ class Rounds:
         alone = getattr(network, "module", network).network  # S needs no other process here
         with torch.no_grad(), self._mixed_precision():
             logits = alone(_memory(self.image[self.segmented]), prompts)
-        return _memory(torch.cat([prompts[:, :2], torch.sigmoid(logits.float())], dim=1))
+        return _memory(torch.cat([prompts[:, :2], previous_map(torch.sigmoid(logits.float()))], dim=1))
 
     def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
@@ -209,7 +212,18 @@ class Rounds:
         for own, click in zip(self.clicks, next_clicks(masks, target, imprecise)):
             if click is not None:
                 own[click[1]].append(click[0])
+        self._carry_over()
         return float((2 * overlap / sizes).mean())
+
+    def _carry_over(self) -> None:
+        """Some V begin anew as an expansion opens them: a click where P should put it, and what U's mask shows of V."""
+        for pair, place in self.pairs:
+            if self.carry.random() < self.config.carry:
+                seen = in_neighbours_frame(self.previous[pair][None], self.offset[pair][None])
+                self.previous[place] = seen[0]
+                heatmap = self.heatmap[self.segmented[place], 0]
+                click = np.unravel_index(int(heatmap.argmax()), heatmap.shape)
+                self.clicks[place] = {True: [tuple(map(int, click))], False: []}
 
 
 def train_step(

@@ -1,0 +1,79 @@
+"""The server as a user starts it, on this machine and a free port: for what plays or measures against it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import requests
+
+_START_SECONDS = 180
+_NOT_THE_APP = shutil.ignore_patterns("model", "logs", "lib", "bin", "__pycache__")  # what a server writes beside it
+
+
+@dataclass(frozen=True)
+class LocalServer:
+    """A running server: its address and the id of its process."""
+
+    url: str
+    pid: int
+
+
+def copy_app(app: str | os.PathLike, target: str | os.PathLike) -> Path:
+    """The app without what it has learned, in the new folder `target`: it serves the packaged weights."""
+    return Path(shutil.copytree(app, target, ignore=_NOT_THE_APP))
+
+
+@contextlib.contextmanager
+def local_server(
+    app: str | os.PathLike, studies: str | os.PathLike, log: str | os.PathLike, conf: Mapping[str, str] | None = None
+) -> Iterator[LocalServer]:
+    """Runs the plain start command while the block runs; its output goes to the file `log`.
+
+    Args:
+        app: folder of the app, also the working directory, as MONAI Label reads ``.env`` from there.
+        studies: folder of images.
+        conf: settings of the app, as ``--conf`` takes them.
+
+    Raises:
+        RuntimeError: the server does not start.
+    """
+    app = Path(app).resolve()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--studies", str(Path(studies).resolve()), "--host", "127.0.0.1", "--port", str(port)]
+    for key, value in (conf or {}).items():
+        command += ["--conf", key, value]
+    with open(log, "wb") as lines:
+        process = subprocess.Popen(command, cwd=app, stdout=lines, stderr=subprocess.STDOUT)
+    try:
+        _wait(process, url, Path(log))
+        yield LocalServer(url, process.pid)
+    finally:
+        process.terminate()
+        try:
+            process.wait(60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while time.monotonic() < end and process.poll() is None:
+        with contextlib.suppress(requests.RequestException):
+            if requests.get(f"{url}/info/", timeout=10).ok:
+                return
+        time.sleep(1)
+    raise RuntimeError(f"the server did not start, see {log}")

@@ -1,0 +1,164 @@
+"""The network on a device, with its preprocessing: patches in HU go in, probabilities and heatmaps come out."""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ctsam3d import checkpoint
+from ctsam3d.model.prompts import previous_map
+from ctsam3d.resample import scale_hu
+from ctsam3d.session import Session
+from ctsam3d.volume import Box, Volume
+
+FEATURE_BYTES = 256 * 2**20  # of the patches whose features are kept, over all scans
+BATCH = {"cpu": 1, "cuda": 26}  # patches that go through the network at once; on a CPU more are no faster
+
+Features = tuple[Tensor, ...]
+
+
+def load(weights: str | os.PathLike = "default", device: str = "cpu") -> Segmenter:
+    """A segmenter from packaged weights (by name) or from a .safetensors file.
+
+    Raises:
+        FileNotFoundError: no such weights.
+        ValueError: weights that cannot be used, or a device that is not there.
+    """
+    try:
+        device = torch.device(device)
+    except RuntimeError as error:
+        raise ValueError(f"device must be 'cpu' or 'cuda[:n]', got {device!r}") from error
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
+        raise ValueError(f"device must be 'cpu' or an available 'cuda[:n]', got {str(device)!r}")
+    name = os.fspath(weights)
+    path = name if name.endswith(".safetensors") else checkpoint.packaged_path(name)
+    return Segmenter(checkpoint.load(path), device)
+
+
+class Segmenter:
+    """A network on a device, with the preprocessing that its weights ask for.
+
+    Attributes:
+        info: the checkpoint: version, HU window, spacing, labels.
+        batch: patches that go through the network at once.
+    """
+
+    def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu"):
+        self.info = info
+        self.device = torch.device(device)
+        self.batch = BATCH.get(self.device.type, 1)
+        self.network = info.network.to(self.device, memory_format=torch.channels_last_3d).eval()
+        self._features = _FeatureCache(FEATURE_BYTES)
+
+    def session(self, volume: Volume, expand: bool = True) -> Session:
+        """A new structure to click in `volume`.
+
+        Args:
+            expand: whether a click spreads to the patches around its own.
+        """
+        return Session(self, volume, expand)
+
+    @torch.inference_mode()
+    def encode(self, hu_zyx: np.ndarray) -> Features:
+        """Features of a patch (D, H, W) in HU."""
+        return self.network.encode(self._on_device(torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None]))
+
+    def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray]) -> Features:
+        """The features of a patch of a scan, kept for whoever clicks in it next, on whatever structure.
+
+        Args:
+            box_zyx: on the scan's model grid.
+            crop: gives the patch in HU where its features are not there.
+        """
+        return self._features.get(volume, box_zyx, lambda: self.encode(crop()))
+
+    @torch.inference_mode()
+    def decode(self, features: Features, prompts: Tensor) -> np.ndarray:
+        """Probability (D, H, W), float32, from features and prompt maps (3, D, H, W).
+
+        With as many further passes as the weights ask for, each with the answer before it as previous mask.
+        """
+        return self.decode_batch([features], [prompts])[0]
+
+    @torch.inference_mode()
+    def decode_batch(self, features: Sequence[Features], prompts: Sequence[Tensor]) -> np.ndarray:
+        """`decode` of several patches at once, (B, D, H, W)."""
+        stacked = tuple(torch.cat(stage) if len(stage) > 1 else stage[0] for stage in zip(*features))
+        maps = self._on_device(torch.stack(list(prompts)))
+        for _ in range(1 + self.info.feedback):
+            answer = torch.sigmoid(self.network.decode(stacked, maps).float())  # (B, 1, D, H, W)
+            maps = self._on_device(torch.cat([maps[:, :2], previous_map(answer)], dim=1))
+        return answer[:, 0].cpu().numpy()
+
+    def propose(
+        self,
+        hu_zyx: np.ndarray,
+        mask_zyx: np.ndarray,
+        neighbour_hu_zyx: np.ndarray,
+        offset_zyx: tuple[int, int, int],
+    ) -> np.ndarray:
+        """P's raw heatmap (D, H, W) of a neighbour, from a patch in HU, its bool mask, and the neighbour in HU.
+
+        Args:
+            offset_zyx: voxels from the patch's first one to the neighbour's.
+        """
+        return self.propose_batch(hu_zyx, mask_zyx, [neighbour_hu_zyx], [offset_zyx])[0]
+
+    @torch.inference_mode()
+    def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx: Sequence, offsets_zyx: Sequence) -> np.ndarray:
+        """`propose` for several neighbours of one patch, (B, D, H, W)."""
+        count = len(neighbours_hu_zyx)
+        patches = np.stack([scale_hu(hu, self.info.hu_window) for hu in (hu_zyx, *neighbours_hu_zyx)])[:, None]
+        image, others = torch.from_numpy(patches).split([1, count])
+        mask = torch.from_numpy(mask_zyx.astype(np.float32))[None, None]
+        whole = [tensor.expand(count, -1, -1, -1, -1) for tensor in (image, mask)]
+        heatmaps = self.network.propose(*map(self._on_device, (*whole, others)), torch.tensor([*offsets_zyx]))
+        return heatmaps[:, 0].float().cpu().numpy()
+
+    def _on_device(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device).contiguous(memory_format=torch.channels_last_3d)
+
+
+class _FeatureCache:
+    """Features by scan and box, those that were used last; a scan that nobody holds any more takes its own along."""
+
+    def __init__(self, max_bytes: int):
+        self._max_bytes, self._bytes = max_bytes, 0
+        self._entries: OrderedDict[tuple[int, Box], Features] = OrderedDict()
+        self._scans: set[int] = set()
+        self._lock = threading.RLock()  # a scan may be freed, and its finaliser run, at any moment
+
+    def get(self, volume: Volume, box: Box, make: Callable[[], Features]) -> Features:
+        key = id(volume), box
+        with self._lock:
+            if key in self._entries:
+                self._entries.move_to_end(key)
+                return self._entries[key]
+        features = make()
+        with self._lock:
+            if id(volume) not in self._scans:
+                self._scans.add(id(volume))
+                weakref.finalize(volume, self._forget, id(volume))
+            if key not in self._entries:
+                self._entries[key] = features
+                self._bytes += _nbytes(features)
+            while self._bytes > self._max_bytes and len(self._entries) > 1:
+                self._bytes -= _nbytes(self._entries.popitem(last=False)[1])
+        return features
+
+    def _forget(self, scan: int) -> None:
+        with self._lock:
+            self._scans.discard(scan)
+            for key in [key for key in self._entries if key[0] == scan]:
+                self._bytes -= _nbytes(self._entries.pop(key))
+
+
+def _nbytes(features: Features) -> int:
+    return sum(stage.nbytes for stage in features)

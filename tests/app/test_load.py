@@ -1,0 +1,154 @@
+"""Many clients at once and many clicks in a row, against the real server. No test here bounds a time or a size.
+
+``CTSAM3D_LOAD_CLIENTS=16 CTSAM3D_LOAD_CLICKS=20 CTSAM3D_EXPAND_CLICKS=3 CTSAM3D_SOAK_CLICKS=2000`` make them full size.
+"""
+
+import dataclasses
+import itertools
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ctsam3d.data.labels import VALUE_OF
+from ctsam3d.expansion import QUIET, TIME
+from ctsam3d.labelapp.load import (
+    Answer,
+    Clicking,
+    Soak,
+    Study,
+    _soak_steps,
+    ask,
+    load,
+    rss_mb,
+    soak,
+    until_quiet,
+    write_studies,
+)
+from ctsam3d.labelapp.local_server import copy_app, local_server
+
+APP = Path(__file__).parents[2] / "apps" / "ctsam3d"
+
+
+def number(variable: str, default: int) -> int:
+    return int(os.environ.get(variable, default))
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory):
+    """A server over three small phantoms."""
+    folder = tmp_path_factory.mktemp("load")
+    studies = write_studies(folder / "studies", 3, (3.0, 3.0, 4.0), seed=11)
+    with local_server(copy_app(APP, folder / "app"), folder / "studies", folder / "server.log") as server:
+        yield server, studies
+
+
+@pytest.mark.slow
+def test_clients_at_once_get_what_they_get_alone(served):
+    server, studies = served
+    size = {"clients": number("CTSAM3D_LOAD_CLIENTS", 4), "clicks": number("CTSAM3D_LOAD_CLICKS", 5)}
+    together = load(server.url, studies[:2], name="together", expand=False, **size)
+    assert together.failures == []
+    clicks, info = together.rows
+    assert (clicks["request"], clicks["count"]) == ("click", size["clients"] * size["clicks"])
+    assert info["request"] == "/info/" and info["count"] > 0
+    alone = load(server.url, studies[:2], at_once=1, name="alone", expand=False, **size)
+    assert alone.failures == []
+    for one, other in zip(together.labels, alone.labels):
+        assert one.any()
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_clients_at_once_whose_masks_expand_get_what_they_get_alone(served):
+    server, studies = served
+    small = [
+        dataclasses.replace(study, voxels_ijk={"kidney_left": study.voxels_ijk["kidney_left"]}) for study in studies[:2]
+    ]  # a liver takes dozens of patches a click
+    options = {"clients": 2, "clicks": number("CTSAM3D_EXPAND_CLICKS", 2), "settle": True, "expand": True}
+    together = load(server.url, small, name="together, expanding", **options)
+    alone = load(server.url, small, at_once=1, name="alone, expanding", **options)
+    assert [*together.failures, *alone.failures] == []
+    for one, other in zip(together.labels, alone.labels):
+        assert one.any()
+        assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_soak_samples_the_memory(served):
+    server, studies = served
+    clicks = number("CTSAM3D_SOAK_CLICKS", 100)
+    found = soak(server, studies, clicks, expand=False)
+    assert found.failures == []
+    assert [n for n, _ in found.samples] == list(range(0, clicks + 1, 50))
+    assert all(rss > 100 for _, rss in found.samples)
+    assert np.isfinite(found.slope)
+
+
+@pytest.mark.slow
+def test_failures_are_told_with_their_reason(served):
+    server, studies = served
+    with pytest.raises(RuntimeError, match=r"status 400 .*result_dtype"):
+        ask(server.url, studies[0].image, {"liver": [[1, 2, 3]]}, "failing", result_dtype="bits")
+    found = load(server.url, studies, clients=1, clicks=1, name="failing", result_dtype="bits")
+    assert found.labels == [None]
+    assert len(found.failures) == 1 and "result_dtype" in found.failures[0]
+    assert found.rows[0]["failures"] == 1 and found.rows[0]["count"] == 0
+
+
+def test_until_quiet_asks_again_without_a_file_and_then_for_it():
+    answers = {state: Answer(0.0, {"expansion": {"liver": {"ended": state}}}, b"") for state in (TIME, QUIET)}
+    states, asked = [TIME, QUIET, QUIET], []
+
+    def send(**more):
+        asked.append(more)
+        return answers[states.pop(0)]
+
+    assert until_quiet(answers[TIME], send) is answers[QUIET]
+    assert asked == [{"result_write_to_file": False}] * 2 + [{}]
+    asked.clear()
+    assert until_quiet(answers[QUIET], send) is answers[QUIET]
+    assert until_quiet(no_word := Answer(0.0, {}, b""), send) is no_word
+    assert asked == []
+
+
+@pytest.fixture(scope="module")
+def study():
+    labels = np.zeros((20, 20, 20), np.uint8)
+    labels[5:9, 5:9, 5:9] = VALUE_OF["liver"]
+    return Study("box", labels, {"liver": np.argwhere(labels)})
+
+
+def test_clicks_are_drawn_in_and_beside_the_structure(study):
+    work, rng = Clicking("client", study, "liver"), np.random.default_rng(0)
+    for _ in range(40):
+        work.click(rng)
+    assert all(study.labels_ijk[ijk] for ijk in work.positive)
+    assert not any(study.labels_ijk[ijk] for ijk in work.negative)
+    clicks = [*work.positive, *work.negative]
+    assert len(set(clicks)) == 40 and len(work.positive) > len(work.negative) > 0
+
+
+def test_soak_steps_change_clients_and_structures_and_undo(study):
+    lengths, clients, undone = {}, set(), 0
+    for work in itertools.islice(_soak_steps([study], np.random.default_rng(0)), 400):
+        assert work.positive
+        clients.add(work.client)
+        length = len(work.positive) + len(work.negative)
+        undone += length < lengths.get(id(work), 0)
+        lengths[id(work)] = length
+    assert undone > 20 and len(clients) > 8 and len(lengths) > 20
+
+
+def test_slope_is_that_of_the_last_half():
+    samples = [(0, 1000.0), (50, 1500.0), (100, 2000.0), (150, 2000.5), (200, 2001.0)]
+    found = Soak(samples, [])
+    assert found.slope == pytest.approx(10.0)  # 0.5 MB in 50 clicks
+    assert found.rows(3) == [{"clicks": n, "RSS MB": rss} for n, rss in (samples[0], samples[2], samples[4])]
+    assert len(found.rows(10)) == 5
+    assert np.isnan(Soak(samples[:1], []).slope)
+
+
+def test_memory_of_this_process():
+    assert rss_mb(os.getpid()) > 100
