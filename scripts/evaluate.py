@@ -31,6 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--tolerance-mm", type=float, default=TOLERANCE_MM, help="tolerance of NSD")
     parser.add_argument("--weights", default="default", help="packaged name or a .safetensors file")
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--no-expand", dest="expand", action="store_false", help="a click segments its own patch alone")
     parser.add_argument("--overlays", action="store_true", help="also draw a PNG for each structure")
     arguments = parser.parse_args(argv)
     command = shlex.join(["scripts/evaluate.py", *(sys.argv[1:] if argv is None else argv)])

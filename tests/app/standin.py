@@ -68,6 +68,7 @@ class App:
         )
         monkeypatch.setattr(retrain, "train", self.trainer)
         monkeypatch.setattr(retrain, "validate", self.gauge)
+        monkeypatch.setattr(retrain, "proposal_score", lambda segmenter, cases: 0.9)
 
     def press(self, **request):
         return self.task({"model": "ctsam3d", **request}, self.team.fresh())

@@ -6,6 +6,7 @@ import shutil
 
 import numpy as np
 import pytest
+import torch
 from tests.app.labelling import NAMES, SHAPE, patients
 from tests.app.standin import Gauge
 
@@ -37,6 +38,31 @@ def test_better_weights_are_published(labelled):
     assert set(published.labels) == {*base.labels, "box"}
     assert {*base.notes["data"], "study0", "study1"} <= set(notes["data"])
     assert not (labelled.versions.folder / "run").exists()
+
+
+def test_what_is_published_lies_halfway(labelled):
+    """The stand-in adds 0.01 to one parameter."""
+    labelled.press()
+    base, published = (checkpoint.load(labelled.versions.base_path), checkpoint.load(labelled.versions.served_path()))
+    first, second = (next(own.network.decoder.parameters()).detach() for own in (base, published))
+    assert torch.allclose(second - first, torch.full_like(first, 0.005), atol=1e-3)  # stored in half precision
+    assert (second - first).mean().item() == pytest.approx(0.005, abs=2e-4)
+    others = [(a, b) for a, b in zip(base.network.parameters(), published.network.parameters())]
+    assert sum(not torch.equal(a, b) for a, b in others) == 1
+
+
+def test_weights_whose_p_got_worse_are_not_published(labelled, monkeypatch):
+    scores = iter([0.9, 0.8])
+    monkeypatch.setattr(retrain, "proposal_score", lambda segmenter, cases: next(scores))
+    outcome = labelled.press()
+    assert not outcome["published"] and "cross-patch prompts more than 0.02 worse" in outcome["reason"]
+    assert labelled.task.stats()["proposals"] == {"before": 0.9, "after": 0.8}
+
+
+def test_a_reference_set_without_a_structure_is_an_error(labelled, monkeypatch):
+    monkeypatch.setattr(retrain, "validate", lambda segmenter, cases, **_: None)
+    with pytest.raises(ValueError, match="reference set must hold a structure that is large enough, it has none"):
+        labelled.press()
 
 
 def test_where_a_training_starts_and_what_it_draws_from(labelled):

@@ -1,5 +1,7 @@
 """P's proposals against a network whose answer is known."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -8,7 +10,8 @@ import torch
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom_cases
-from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, propose_around, summarise
+from ctsam3d.evaluation import proposals
+from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, proposal_score, propose_around, summarise
 from ctsam3d.model import build
 from ctsam3d.segmenter import Segmenter, load
 from ctsam3d.volume import Volume
@@ -70,6 +73,18 @@ def test_summary():
     assert summary.pop("quiet_at") == pytest.approx(0.9)
     shares = {"hit": 0.5, "found": 0.75, "found_hit": 2 / 3, "quiet": 5 / 11}
     assert summary == pytest.approx({"holding": 4, "lacking": 11, **shares})
+
+
+def test_the_score_of_p_is_the_mean_of_two_shares(case, monkeypatch):
+    found = [Proposal("c", "s", 0, 1, voxels, height, hit) for voxels, height, hit in (
+        (500, 0.9, True), (500, 0.9, False), (500, 0.1, True), (500, 0.9, True),  # 2 of 4
+        (10, 0.9, True), (0, 0.9, False), (0, 0.1, False), (0, 0.1, False), (0, 0.1, False), (0, 0.1, False),  # 4 of 5
+    )]  # fmt: skip
+    monkeypatch.setattr(proposals, "propose_around", lambda segmenter, case, names, seeds: found)
+    segmenter = SimpleNamespace(info=SimpleNamespace(peak_threshold=0.5))
+    assert proposal_score(segmenter, [case]) == pytest.approx((0.5 + 0.8) / 2)
+    found = [own for own in found if own.voxels]
+    assert proposal_score(segmenter, [case]) == pytest.approx((0.5 + 1) / 2)
 
 
 def test_report_of_a_folder(tmp_path):

@@ -22,10 +22,14 @@ SHAPE = (40, 36, 30)
 class Threshold:
     """Stands in for a `Segmenter`: finds what is bright."""
 
-    info = SimpleNamespace(spacing_mm=1.5)
+    info = SimpleNamespace(spacing_mm=1.5, peak_threshold=0.5)
+    batch = 1
 
-    def encode(self, hu_zyx):
-        return torch.from_numpy((hu_zyx > 0).astype(np.float32))
+    def features(self, volume, box_zyx, crop):
+        return torch.from_numpy((crop() > 0).astype(np.float32))
+
+    def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx, offsets_zyx):
+        return np.zeros((len(neighbours_hu_zyx), 64, 64, 64), np.float32)
 
     def decode(self, features, prompts):
         return features.numpy()

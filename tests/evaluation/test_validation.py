@@ -23,12 +23,13 @@ class Bright:
     def __init__(self):
         self.sessions = 0
 
-    def session(self, volume):
+    def session(self, volume, expand=True):
+        assert not expand
         self.sessions += 1
-        return Session(self, volume)
+        return Session(self, volume, expand)
 
-    def encode(self, hu_zyx):
-        return hu_zyx > 0
+    def features(self, volume, box_zyx, crop):
+        return crop() > 0
 
     def decode(self, features, prompts):
         return features.astype(np.float32)
@@ -98,7 +99,7 @@ def test_seeds_of_phantoms_are_kept_apart():
     measured, replayed = [{spec.seed for spec in specs} for specs in (REFERENCE, REPLAY)]
     assert len(measured) == len(REFERENCE) and not measured & (replayed | set(range(1000, 1024)))
     assert len({spec.name for spec in (*REFERENCE, *REPLAY)}) == len(REFERENCE) + len(REPLAY)
-    assert 10 <= sum(len(spec.structures) for spec in REFERENCE) <= 15
+    assert 20 <= sum(len(spec.structures) for spec in REFERENCE) <= 25
 
 
 def test_a_phantom_is_made_once_and_again_where_it_is_damaged(tmp_path, monkeypatch):

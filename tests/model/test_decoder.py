@@ -18,6 +18,12 @@ def previous(*bounds, value=0.9):
     return mask
 
 
+def ball(radius, value=0.9):
+    grid = torch.stack(torch.meshgrid(*[torch.arange(n) for n in SIZE], indexing="ij")).float()
+    near = ((grid - torch.tensor([20.0, 33.0, 30.0]).view(3, 1, 1, 1)) ** 2).sum(0) <= radius**2
+    return near * value
+
+
 PROMPTS = {
     "nothing": prompt_maps([], [], None, SIZE),
     "a click": prompt_maps([(30, 20, 40)], [], None, SIZE),
@@ -25,6 +31,8 @@ PROMPTS = {
     "a click in a corner": prompt_maps([(63, 0, 63)], [], None, SIZE),
     "a mask inside": prompt_maps([(30, 30, 30)], [(25, 28, 20)], previous((10, 40), (15, 50), (12, 39)), SIZE),
     "a mask at the border": prompt_maps([(3, 30, 30)], [], previous((0, 20), (15, 64), (0, 64)), SIZE),
+    "a ball": prompt_maps([(20, 33, 30)], [], ball(24), SIZE),
+    "a ball and a far click": prompt_maps([(20, 33, 30)], [(63, 5, 60)], ball(12), SIZE),
     "a single voxel": prompt_maps([], [], previous((33, 34), (1, 2), (62, 63)), SIZE),
     "everything": prompt_maps([], [], torch.rand(SIZE, generator=torch.Generator().manual_seed(0)), SIZE),
 }

@@ -32,6 +32,7 @@ def evaluate(
     tolerance_mm: float = TOLERANCE_MM,
     device: str = "cpu",
     overlays: bool = False,
+    expand: bool = True,
     command: str = "",
 ) -> Path:
     """Evaluate weights on folders of cases and write `out`/results.csv and `out`/report.md, which is returned.
@@ -43,6 +44,7 @@ def evaluate(
         min_voxels: structures with fewer voxels at the model's spacing are left out and listed.
         tolerance_mm: of NSD.
         overlays: also write `out`/overlays/<case>_<structure>.png: the last mask of seed 0, through its first click.
+        expand: whether a click spreads to the patches around its own, as far as the structure goes.
         command: for the report.
 
     Raises:
@@ -61,7 +63,7 @@ def evaluate(
         wanted, left_out = _choose(case, structures, min_voxels, segmenter.info.spacing_mm)
         skipped += left_out
         runs = [(structure, range(seeds)) for structure in wanted]
-        results += evaluate_case(segmenter, case, runs, counts, tolerance_mm, pictures)
+        results += evaluate_case(segmenter, case, runs, counts, tolerance_mm, pictures, expand)
     info = segmenter.info
     run = RunInfo(
         weights=os.fspath(weights),
@@ -74,6 +76,7 @@ def evaluate(
         spacing_mm=info.spacing_mm,
         tolerance_mm=tolerance_mm,
         device=str(segmenter.device),
+        expand=expand,
         command=command,
     )
     return write_report(out, results, skipped, run)
@@ -86,18 +89,20 @@ def evaluate_case(
     clicks: Sequence[int] = CLICK_COUNTS,
     tolerance_mm: float = TOLERANCE_MM,
     pictures: Path | None = None,
+    expand: bool = True,
 ) -> list[Result]:
     """The results of some structures of a case, each with its seeds; a progress bar goes along.
 
     Args:
         pictures: folder for an overlay of each structure after the clicks of its first seed.
+        expand: whether a click spreads to the patches around its own.
     """
     results = []
     with tqdm(total=sum(len(seeds) for _, seeds in runs), desc=case.name, unit="run") as bar:
         for structure, seeds in runs:
             target_ijk = case.mask(structure)
             for seed in seeds:
-                session = segmenter.session(case.volume)
+                session = segmenter.session(case.volume, expand)
                 results += simulate(session, target_ijk, case.name, structure, seed, clicks, tolerance_mm)
                 if pictures is not None and seed == seeds[0]:
                     title = f"{case.name} · {structure} · {len(session.clicks)} clicks · DSC {results[-1].dsc:.3f}"

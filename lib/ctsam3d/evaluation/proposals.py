@@ -136,6 +136,19 @@ def summarise(proposals: Sequence[Proposal], threshold: float, holds: int = HOLD
     }
 
 
+def proposal_score(segmenter: Segmenter, cases: Iterable[Case]) -> float:
+    """What P gets right around true masks of all structures, at the threshold of the weights.
+
+    The mean of two shares: of the neighbours that hold the structure, those that reach the threshold with the peak in
+    the structure; of those that lack it, those that stay below. A share of nothing counts as 1.
+    """
+    proposals = [own for case in cases for own in propose_around(segmenter, case, list(case.names), [0])]
+    threshold = segmenter.info.peak_threshold
+    right = [own.peak >= threshold and own.hit for own in proposals if own.voxels >= HOLDS]
+    quiet = [own.peak < threshold for own in proposals if own.voxels == 0]
+    return float(np.mean([np.mean(share) if share else 1.0 for share in (right, quiet)]))
+
+
 def evaluate_proposals(
     data: str | os.PathLike,
     out: str | os.PathLike,

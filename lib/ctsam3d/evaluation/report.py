@@ -35,6 +35,7 @@ class RunInfo:
         weights: the name or path that was asked for.
         version, sha256: of the weights that were used.
         trained_on: names of the data that the weights say they were trained on.
+        expand: whether a click spread to other patches.
         command: the command line, "" where there was none.
     """
 
@@ -48,6 +49,7 @@ class RunInfo:
     spacing_mm: float
     tolerance_mm: float
     device: str
+    expand: bool = True
     command: str = ""
 
 
@@ -109,6 +111,7 @@ def _head(frame: pd.DataFrame, run: RunInfo) -> str:
         "- user: first click random in the structure, the next at the deepest point (mm) of the error",
         f"- scores: on the scan's own grid; NSD at a tolerance of {run.tolerance_mm:g} mm",
         f"- device: {run.device}",
+        f"- a click {'spreads from patch to patch' if run.expand else 'segments its own patch alone'}",
     ]
     if run.command:
         lines.append(f"- command: `{run.command}`")

@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,9 +21,9 @@ import torch
 from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.files import atomic_path
-from ctsam3d.data.io import Case
 from ctsam3d.data.phantom_sets import PhantomSpec, phantom_case
 from ctsam3d.evaluation.gate import Decision, decide
+from ctsam3d.evaluation.proposals import proposal_score
 from ctsam3d.evaluation.validation import MAX_STRUCTURES, REFERENCE, Scores, validate
 from ctsam3d.labelapp.datalist import Study, image_content, labelled_studies
 from ctsam3d.labelapp.split import EXCLUDED, TRAINING, VALIDATION, Split
@@ -41,6 +41,7 @@ logger = logging.getLogger(__name__)
 FEEDBACK_SHARE = 0.5  # of the rounds, for weights whose sessions feed S's answer back
 CARRY_SHARE = 0.25  # of the later rounds, as half of a session's patches are opened by expansions
 IMPRECISE_CLICKS = 0.5  # of the later ones, as people do not find the deepest point
+TRAINED_SHARE = 0.5  # of the published weights, the rest being the weights before: as good on the new, forgets less
 NEW_SHARE = 0.7  # of the pairs; the others are from phantoms and from what was learnt before
 REPLAY = (
     PhantomSpec(5000, "trunk"),
@@ -94,6 +95,40 @@ class Material:
     def measured(self) -> list[TrainingVolume]:
         """The validation volumes that are clicked through: not more than the gate can wait for."""
         return self.validation[:MAX_VALIDATION]
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the gate compares, of one version of the weights.
+
+    Attributes:
+        reference, validation: scores of single patches on the reference set and on the validation volumes; None where
+            no structure counts.
+        proposals: what P gets right around patches of the reference set, see `proposal_score`.
+    """
+
+    reference: Scores | None
+    validation: Scores | None
+    proposals: float
+
+    @property
+    def by_clicks(self) -> dict[str, dict[str, float] | None]:
+        """For reports: DSC by number of clicks."""
+        return {name: score.by_clicks if score else None for name, score in self._scores.items()}
+
+    @property
+    def _scores(self) -> dict[str, Scores | None]:
+        return {"reference": self.reference, "validation": self.validation}
+
+    def as_json(self) -> dict:
+        """What `from_json` reads."""
+        scores = {name: score and dataclasses.asdict(score) for name, score in self._scores.items()}
+        return {**scores, "proposals": self.proposals}
+
+    @classmethod
+    def from_json(cls, values: dict) -> Measured:
+        """The inverse of `as_json`, also after JSON has turned tuples into lists."""
+        return cls(_scores(values["reference"]), _scores(values["validation"]), values["proposals"])
 
 
 class Retraining:
@@ -156,14 +191,14 @@ class Retraining:
         config = training_config(base, self.options)
         self._begin(base, config, sources)
         before = self._scores_before(base, material)
-        trained = self._train(sources, config, checkpoint.load(base_path))
+        trained = _mean(base, self._train(sources, config, checkpoint.load(base_path)))
         self.status.update(
             state="validating after training", seconds_left=self.status.values.get("validation_seconds", 0)
         )
         after = self._scores(trained, material)
-        if None in (before["reference"], after["reference"]):
+        if before.reference is None or after.reference is None:
             raise ValueError("reference set must hold a structure that is large enough, it has none")
-        best = _best_reference(base, before["reference"])
+        best = _best_reference(base, before.reference)
         decision = self._decide(before, after, best)
         notes = {**self._notes(base, material, before, after, decision), "reference_best": [best, repr(REFERENCE)]}
         return self._conclude(decision, trained, base, expected, notes)
@@ -271,53 +306,58 @@ class Retraining:
 
     # ---- the gate -------------------------------------------------------------------------------------------------
 
-    def _scores_before(self, base: Checkpoint, material: Material) -> dict[str, Scores | None]:
+    def _scores_before(self, base: Checkpoint, material: Material) -> Measured:
         """The scores of the served weights, kept with the run."""
         key = json.dumps([base.sha256, [volume.content for volume in material.measured], repr(REFERENCE)])
         path = self.run_folder / "before.json"
         self.status.update(state="validating before training")
         if path.is_file() and (record := json.loads(path.read_text(encoding="utf-8")))["key"] == key:
-            scores = {name: _scores(values) for name, values in record["scores"].items()}
+            measured = Measured.from_json(record["scores"])
             self.status.update(validation_seconds=record["seconds"])
-            self._show("before", scores)
-            return scores
+            self._show("before", measured)
+            return measured
         start = time.monotonic()
-        scores = self._scores(base, material, "before")
+        measured = self._scores(base, material, "before")
         seconds = round(time.monotonic() - start)
         self.status.update(validation_seconds=seconds)
-        values = {name: score and dataclasses.asdict(score) for name, score in scores.items()}
         with atomic_path(path) as temporary:
-            temporary.write_text(json.dumps({"key": key, "seconds": seconds, "scores": values}), encoding="utf-8")
-        return scores
+            record = {"key": key, "seconds": seconds, "scores": measured.as_json()}
+            temporary.write_text(json.dumps(record), encoding="utf-8")
+        return measured
 
-    def _scores(self, weights: Checkpoint, material: Material, when: str = "after") -> dict[str, Scores | None]:
-        """Of the session that serves, on the reference set and on the validation volumes (None where none counts)."""
+    def _scores(self, weights: Checkpoint, material: Material, when: str = "after") -> Measured:
+        """Of the session that serves, on the reference set and on the validation volumes; and of P."""
         segmenter = Segmenter(weights, self.options.device)
-        reference: Iterable[Case] = (phantom_case(self.folder / "phantoms", spec) for spec in REFERENCE)
+        reference = [phantom_case(self.folder / "phantoms", spec) for spec in REFERENCE]
         largest = max(MAX_STRUCTURES, *(len(spec.structures) for spec in REFERENCE))
-        scores = {"reference": validate(segmenter, reference, max_structures=largest)}
-        self._show(when, scores)
-        scores["validation"] = validate(segmenter, map(as_case, material.measured))
-        self._show(when, scores)
-        logger.info("DSC by clicks %s training: %s", when, _by_clicks(scores))
+        scores = validate(segmenter, reference, max_structures=largest)
+        proposals = proposal_score(segmenter, reference)
+        self._show(when, Measured(scores, None, proposals))
+        measured = Measured(scores, validate(segmenter, map(as_case, material.measured)), proposals)
+        self._show(when, measured)
+        logger.info("DSC by clicks %s training: %s; P: %.4f", when, measured.by_clicks, proposals)
         weights.network.to("cpu")  # the GPU is the training's
-        return scores
+        return measured
 
-    def _show(self, when: str, scores: dict[str, Scores | None]) -> None:
-        for name, by_clicks in _by_clicks(scores).items():
-            self.status.update(**{name: {**self.status.values.get(name, {}), when: by_clicks}})
+    def _show(self, when: str, measured: Measured) -> None:
+        for name, value in {**measured.by_clicks, "proposals": round(measured.proposals, 4)}.items():
+            self.status.update(**{name: {**self.status.values.get(name, {}), when: value}})
 
-    def _decide(self, before: dict[str, Scores | None], after: dict[str, Scores | None], best: float) -> Decision:
-        reference, validation = (best, after["reference"].mean), (before["validation"], after["validation"])
+    def _decide(self, before: Measured, after: Measured, best: float) -> Decision:
+        reference, validation = (best, after.reference.mean), (before.validation, after.validation)
+        proposals = before.proposals, after.proposals
         if None in validation:
-            return decide(reference)
-        return decide(reference, (validation[0].mean, validation[1].mean), validation[1].cases)
+            return decide(reference, proposals)
+        return decide(reference, proposals, (validation[0].mean, validation[1].mean), validation[1].cases)
 
-    def _notes(self, base: Checkpoint, material: Material, before, after, decision: Decision) -> dict:
+    def _notes(
+        self, base: Checkpoint, material: Material, before: Measured, after: Measured, decision: Decision
+    ) -> dict:
         contents = {volume.content for volume in (*material.new, *material.earlier)}
         return {
             "trained": sorted(contents.union(base.notes.get("trained", ()))),
-            "scores": {"before": _by_clicks(before), "after": _by_clicks(after)},
+            "scores": {"before": before.by_clicks, "after": after.by_clicks},
+            "proposals": {"before": before.proposals, "after": after.proposals},
             "gate": decision.reason,
             "accepted": decision.publish,
             "options": dataclasses.asdict(self.options),
@@ -389,8 +429,17 @@ def _scores(values: dict | None) -> Scores | None:
     return values and Scores(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _by_clicks(scores: dict[str, Scores | None]) -> dict[str, dict[str, float] | None]:
-    return {name: score.by_clicks if score else None for name, score in scores.items()}
+def _mean(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
+    """`trained` with weights on the way from those of `base`.
+
+    Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models": between the two lie weights that keep what
+    the old ones could and have most of what the new ones learnt.
+    """
+    old, new = base.network.state_dict(), trained.network.state_dict()
+    for name, value in new.items():
+        if value.is_floating_point():
+            value.lerp_(old[name].to(value), 1 - TRAINED_SHARE)
+    return trained
 
 
 def _nothing_usable(skipped: dict[str, str], held_out: Sequence[str]) -> str:

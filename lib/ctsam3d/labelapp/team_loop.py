@@ -103,7 +103,7 @@ def _train(client: MONAILabelClient, url: str, options: dict) -> dict:
 def _measure(sets, weights, out: Path, clicks: Sequence[int], seeds: int) -> pd.DataFrame:
     frames = []
     for name, (folder, cases) in sets.items():
-        evaluate(folder, out / name, weights, cases, clicks=clicks, seeds=seeds)
+        evaluate(folder, out / name, weights, cases, clicks=clicks, seeds=seeds, expand=False)
         frames.append(pd.read_csv(out / name / "results.csv").assign(set=name))
     return pd.concat(frames)
 
@@ -120,7 +120,7 @@ def _write_report(
     lines += [f"- {part}: {', '.join(names) or 'none'}" for part, names in stats["studies"].items()]
     lines += [f"- before: {about.version}, SHA-256 {about.sha256}, which had seen {', '.join(about.notes['data'])}"]
     lines += [f"- outcome: {stats['outcome']['reason']}", f"- options: `{json.dumps(stats['options'])}`"]
-    lines += [f"- DSC, mean over structures and {seeds} seeds; before -> after", ""]
+    lines += [f"- DSC of single patches, mean over structures and {seeds} seeds; before -> after", ""]
     lines += ["| set | case | " + " | ".join(f"{n} clicks" for n in counts) + " |", "|---|---|" + "---|" * len(counts)]
     for (group, case), row in then.iterrows():
         cells = (f"{row[n]:.3f} -> {now.loc[(group, case), n]:.3f}" for n in counts)

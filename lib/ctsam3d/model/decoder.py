@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,24 +41,26 @@ class PsapLayer(nn.Module):
         """As `dense_modulation`, computed only around what is in the maps; they are zero almost everywhere.
 
         Elsewhere the answer is that to empty maps, which differs only on the patch's outermost layer, where the
-        convolution meets its zero padding.
+        convolution meets its zero padding. Around is box by box, one for every `_SLAB` slices.
         """
-        supports = [_support(maps) for maps in prompts]
-        if sum(_volume(_grown(s, 2, prompts.shape[2:])) for s in supports) > _DENSE_SHARE * prompts[:, 0].numel():
+        boxes = [(number, box) for number, maps in enumerate(prompts) for box in _answer_boxes(maps)]
+        if sum(_volume(box) for _, box in boxes) > _DENSE_SHARE * prompts[:, 0].numel():
             return self.dense_modulation(prompts)
         out = self._empty_answer(prompts)  # (B, 2C, D, H, W)
-        for number, (maps, support) in enumerate(zip(prompts, supports)):
-            if support is not None:
-                # The answer differs up to 2 voxels from the support, and depends on `hidden` up to 3 voxels from it.
-                seen = _grown(support, 3, maps.shape[1:])
-                hidden = F.relu(self.shared(maps[(slice(None), *seen)][None]))
-                padding, kept = [], []
-                for part, size in zip(seen, maps.shape[1:]):
-                    faces = part.start == 0, part.stop == size  # of the patch: zeros beyond; inside: one voxel is lost
-                    padding = [*map(int, faces), *padding]  # F.pad begins with the last axis
-                    kept.append(slice(part.start + (not faces[0]), part.stop - (not faces[1])))
-                out[(number, slice(None), *kept)] = self._scale_and_shift(F.pad(hidden, padding), padding=0)[0]
+        for number, box in boxes:
+            out[(number, slice(None), *box)] = self._answer(prompts[number], box)
         return tuple(out.chunk(2, dim=1))
+
+    def _answer(self, maps: Tensor, box: tuple[slice, ...]) -> Tensor:
+        """Scale and shift (2C, d, h, w) of maps (3, D, H, W) on a box."""
+        size = maps.shape[1:]
+        seen, reached = _grown(box, 2, size), _grown(box, 1, size)
+        hidden = F.relu(self.shared(maps[(slice(None), *seen)][None]))  # wrong where `seen` cuts through the maps
+        hidden = hidden[(slice(None), slice(None), *_within(reached, seen))]
+        # At the patch's faces zeros lie beyond; F.pad begins with the last axis.
+        faces = [int(wide) for part, n in zip(box, size) for wide in (part.start == 0, part.stop == n)]
+        padding = [faces[2 * axis + side] for axis in (2, 1, 0) for side in (0, 1)]
+        return self._scale_and_shift(F.pad(hidden, padding), padding=0)[0]
 
     def _scale_and_shift(self, hidden: Tensor, padding: int) -> Tensor:
         """Both convolutions at once, (B, 2C, D, H, W)."""
@@ -75,25 +77,49 @@ class PsapLayer(nn.Module):
         return whole.clone(memory_format=torch.channels_last_3d)
 
 
-_DENSE_SHARE = 0.5  # of the volume; from there on one large convolution is faster than the parts
+_SLAB = 8  # slices; a box around what a slab holds fits a mask better than one around the whole
+_DENSE_SHARE = 0.6  # of the volume; from there on one large convolution is faster than the parts
 
 
-def _support(maps: Tensor) -> tuple[slice, ...] | None:
-    """The box of maps (3, D, H, W) outside which all are zero; None where there is nothing."""
+def _answer_boxes(maps: Tensor) -> list[tuple[slice, ...]]:
+    """Boxes that hold every voxel whose answer to maps (3, D, H, W) can differ from that to empty ones.
+
+    Those are the voxels up to 2 from something in the maps, once 1 for each convolution.
+    """
     filled = (maps != 0).any(0)
     if not filled.any():
-        return None
-    box = []
-    for axis in range(3):
-        inside = torch.nonzero(filled.sum(tuple(a for a in range(3) if a != axis)))[:, 0]
-        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
-    return tuple(box)
+        return []
+    depth, height, width = filled.shape
+    rows, columns = _spread(filled.any(2)), _spread(filled.any(1))  # (D, H) and (D, W), of what is up to 2 slices away
+    boxes = []
+    for start in range(0, depth, _SLAB):
+        slab = slice(start, min(start + _SLAB, depth))
+        spans = [_span(part) for part in (rows[slab].any(1), rows[slab].any(0), columns[slab].any(0))]
+        if spans[0] is not None:
+            z, y, x = spans
+            inside = _grown((y, x), 2, (height, width))
+            boxes.append((slice(start + z.start, start + z.stop), *inside))
+    return boxes
 
 
-def _grown(box: tuple[slice, ...] | None, voxels: int, size: torch.Size) -> tuple[slice, ...]:
-    """A box with a margin, inside (D, H, W); empty for none."""
-    if box is None:
-        return (slice(0, 0),) * 3
+def _spread(lines: Tensor) -> Tensor:
+    """bool (D, N): true also up to 2 slices away."""
+    return F.max_pool1d(lines.T.float()[None], 5, stride=1, padding=2)[0].T > 0
+
+
+def _span(line: Tensor) -> slice | None:
+    """From the first to the last true of bool (N,); None where none is."""
+    places = torch.nonzero(line)[:, 0]
+    return slice(int(places[0]), int(places[-1]) + 1) if len(places) else None
+
+
+def _within(inner: tuple[slice, ...], outer: tuple[slice, ...]) -> tuple[slice, ...]:
+    """`inner` as an index into an array that spans `outer`."""
+    return tuple(slice(a.start - b.start, a.stop - b.start) for a, b in zip(inner, outer))
+
+
+def _grown(box: tuple[slice, ...], voxels: int, size: Sequence[int]) -> tuple[slice, ...]:
+    """A box with a margin, inside `size`."""
     return tuple(slice(max(0, part.start - voxels), min(n, part.stop + voxels)) for part, n in zip(box, size))
 
 
