@@ -67,12 +67,12 @@ def dense_modulation(network: nn.Module) -> Iterator[None]:
     """While the block runs, the prompts of `network` are evaluated by plain convolutions over the whole patch."""
     layers = [module for module in network.modules() if isinstance(module, PsapLayer)]
     for layer in layers:
-        layer.modulation = layer.dense_modulation
+        layer.forward = layer.dense
     try:
         yield
     finally:
         for layer in layers:
-            del layer.modulation
+            del layer.forward
 
 
 def _sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:

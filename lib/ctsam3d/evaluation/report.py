@@ -49,8 +49,8 @@ class RunInfo:
     spacing_mm: float
     tolerance_mm: float
     device: str
-    expand: bool = True
     command: str = ""
+    expand: bool = True
 
 
 def write_report(

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, conv3d, resize
+from ctsam3d.model.layers import INSTANCE_NORM_EPS, ChannelLayerNorm, Conv3d, conv3d, instance_norm, resize
 from ctsam3d.model.prompts import MAX_CLICKS
 
 PROMPTS = 3  # P, N, Y
@@ -23,33 +23,41 @@ class PsapLayer(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.norm = nn.InstanceNorm3d(channels)
         self.shared = Conv3d(PROMPTS, hidden, 3, padding=1)
         self.gamma = Conv3d(hidden, channels, 3, padding=1)
         self.beta = Conv3d(hidden, channels, 3, padding=1)
 
+    def dense(self, x: Tensor, prompts: Tensor) -> Tensor:
+        """The equation as it stands; the truth for `forward`.
+
+        Args:
+            x: (B, C, D, H, W).
+            prompts: (B, 3, D, H, W), of the same size.
+        """
+        gamma, beta = self.dense_modulation(prompts)
+        return F.instance_norm(x, eps=INSTANCE_NORM_EPS) * (1 + gamma) + beta
+
     def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
-        """x (B, C, D, H, W), prompts (B, 3, D, H, W) of the same size."""
-        gamma, beta = self.modulation(prompts)
-        return self.norm(x) * (1 + gamma) + beta
+        """As `dense`; scale and shift are computed only around what is in the maps, which are zero almost everywhere.
+
+        Elsewhere they are those of empty maps: one value inside the patch, others on its outermost layer, where the
+        convolutions meet their zero padding. Around is box by box, one for every `_SLAB` slices.
+        """
+        normed = instance_norm(x)
+        boxes = [(number, box) for number, maps in enumerate(prompts) for box in _answer_boxes(maps)]
+        if sum(_volume(box) for _, box in boxes) > _DENSE_SHARE * prompts[:, 0].numel():
+            gamma, beta = self.dense_modulation(prompts)
+            return torch.addcmul(beta, normed, 1 + gamma)
+        out = self._of_empty_maps(normed)
+        for number, box in boxes:
+            place = (number, slice(None), *box)
+            gamma, beta = self._answer(prompts[number], box).chunk(2)
+            out[place] = torch.addcmul(beta, normed[place], 1 + gamma)
+        return out
 
     def dense_modulation(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
         """Scale and shift (B, C, D, H, W) of prompts (B, 3, D, H, W), by the plain convolutions."""
         return tuple(self._scale_and_shift(F.relu(self.shared(prompts)), padding=1).chunk(2, dim=1))
-
-    def modulation(self, prompts: Tensor) -> tuple[Tensor, Tensor]:
-        """As `dense_modulation`, computed only around what is in the maps; they are zero almost everywhere.
-
-        Elsewhere the answer is that to empty maps, which differs only on the patch's outermost layer, where the
-        convolution meets its zero padding. Around is box by box, one for every `_SLAB` slices.
-        """
-        boxes = [(number, box) for number, maps in enumerate(prompts) for box in _answer_boxes(maps)]
-        if sum(_volume(box) for _, box in boxes) > _DENSE_SHARE * prompts[:, 0].numel():
-            return self.dense_modulation(prompts)
-        out = self._empty_answer(prompts)  # (B, 2C, D, H, W)
-        for number, box in boxes:
-            out[(number, slice(None), *box)] = self._answer(prompts[number], box)
-        return tuple(out.chunk(2, dim=1))
 
     def _answer(self, maps: Tensor, box: tuple[slice, ...]) -> Tensor:
         """Scale and shift (2C, d, h, w) of maps (3, D, H, W) on a box."""
@@ -67,14 +75,28 @@ class PsapLayer(nn.Module):
         weight = torch.cat([self.gamma.weight, self.beta.weight])
         return conv3d(hidden, weight, torch.cat([self.gamma.bias, self.beta.bias]), (padding,) * 3)
 
-    def _empty_answer(self, prompts: Tensor) -> Tensor:
-        """Scale and shift (B, 2C, D, H, W) of empty maps: one value inside, others on faces, edges and corners."""
-        hidden = F.relu(self.shared(prompts.new_zeros(1, PROMPTS, 3, 3, 3)))  # so that every weight has a gradient
-        cube = self._scale_and_shift(hidden, padding=1)  # (1, 2C, 3, 3, 3): low face, inside, high face of each axis
-        for axis, size in enumerate(prompts.shape[2:], start=2):
-            cube = cube.index_select(axis, torch.tensor([0] + [1] * (size - 2) + [2], device=cube.device))
-        whole = cube.expand(len(prompts), -1, -1, -1, -1)
-        return whole.clone(memory_format=torch.channels_last_3d)
+    def _of_empty_maps(self, normed: Tensor) -> Tensor:
+        """The answer (B, C, D, H, W) to maps without anything in them."""
+        hidden = F.relu(self.shared(normed.new_zeros(1, PROMPTS, 3, 3, 3)))  # so that every weight has a gradient
+        # (1, C, 3, 3, 3) each: low face, inside, high face along each axis.
+        gamma, beta = self._scale_and_shift(hidden, padding=1).chunk(2, dim=1)
+        inside = (..., slice(1, 2), slice(1, 2), slice(1, 2))
+        out = torch.addcmul(beta[inside], normed, 1 + gamma[inside])
+        for axis in (2, 3, 4):
+            for side in (0, 2):
+                scale, shift = (self._face(cube, axis, side, normed.shape) for cube in (1 + gamma, beta))
+                place = (*[slice(None)] * axis, slice(0, 1) if side == 0 else slice(-1, None))
+                out[place] = torch.addcmul(shift, normed[place], scale)
+        return out
+
+    @staticmethod
+    def _face(cube: Tensor, axis: int, side: int, shape: torch.Size) -> Tensor:
+        """One face of a patch, (1, C, D, H, W) with 1 along `axis`, from its cube of low, inside and high values."""
+        face = cube.narrow(axis, side, 1)
+        for other in {2, 3, 4} - {axis}:
+            index = torch.tensor([0] + [1] * (shape[other] - 2) + [2], device=cube.device)
+            face = face.index_select(other, index)
+        return face
 
 
 _SLAB = 8  # slices; a box around what a slab holds fits a mask better than one around the whole
@@ -135,7 +157,6 @@ class RffLayer(nn.Module):
 
     def __init__(self, channels: int, hidden: int):
         super().__init__()
-        self.norm = nn.InstanceNorm3d(channels)
         self.register_buffer("frequencies", torch.randn(3, hidden // 2))
         self.sign = nn.Embedding(2, hidden)
         self.no_click = nn.Parameter(torch.zeros(hidden))
@@ -145,7 +166,7 @@ class RffLayer(nn.Module):
 
     def forward(self, x: Tensor, prompts: Tensor) -> Tensor:
         """x (B, C, D, H, W), prompts (B, 3, D', H', W') at the patch's full size."""
-        normed, size = self.norm(x), x.shape[2:]
+        normed, size = instance_norm(x), x.shape[2:]
         axes = [(torch.arange(n, device=x.device) + 0.5) / n for n in size]
         places = self._encode(torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1))  # (D, H, W, hidden)
         query = (self.query(normed).permute(0, 2, 3, 4, 1) + places).flatten(1, 3)  # (B, N, hidden)
