@@ -24,6 +24,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--clicks", type=int, default=0, help="clicks that make a patch's mask; 0 for the true one")
     parser.add_argument("--stride", type=int, default=STRIDE, help="model voxels between neighbours")
     parser.add_argument("--threshold", type=float, help="instead of the weights' own")
+    parser.add_argument("--calibrated", type=Path, metavar="OUT.safetensors",
+                        help="write the weights with the threshold that is best on these cases")  # fmt: skip
     parser.add_argument("--weights", default="default", help="packaged name or a .safetensors file")
     parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args(argv)

@@ -43,6 +43,11 @@ def test_slicer_deepedit_takes_the_other_labels_as_negative():
     assert request.expand
 
 
+def test_replies_are_compressed_unless_a_client_says_no():
+    assert not parse(OHIF_DEEPGROW, labels=()).reply.compress  # as OHIF does
+    assert parse('{"liver": [[5, 5, 5]], "result_extension": ".nrrd"}').reply.compress
+
+
 def test_background_comes_after_the_other_labels():
     request = parse(
         '{"background": [[7, 7, 7]], "liver": [[5, 5, 5]], "spleen": [[1, 1, 1]], "gallbladder": [[4, 4, 4]]}'

@@ -7,11 +7,19 @@ import pandas as pd
 import pytest
 import torch
 
+from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom_cases
 from ctsam3d.evaluation import proposals
-from ctsam3d.evaluation.proposals import Proposal, evaluate_proposals, proposal_score, propose_around, summarise
+from ctsam3d.evaluation.proposals import (
+    Proposal,
+    best_threshold,
+    evaluate_proposals,
+    proposal_score,
+    propose_around,
+    summarise,
+)
 from ctsam3d.model import build
 from ctsam3d.segmenter import Segmenter, load
 from ctsam3d.volume import Volume
@@ -85,6 +93,26 @@ def test_the_score_of_p_is_the_mean_of_two_shares(case, monkeypatch):
     assert proposal_score(segmenter, [case]) == pytest.approx((0.5 + 0.8) / 2)
     found = [own for own in found if own.voxels]
     assert proposal_score(segmenter, [case]) == pytest.approx((0.5 + 1) / 2)
+
+
+def test_the_best_threshold_lies_between_the_peaks():
+    def proposal(voxels, peak, hit=True):
+        return Proposal("c", "s", 0, 1, voxels, peak, hit)
+
+    lacking, holding = [proposal(0, p, False) for p in (0.1, 0.2, 0.3)], [proposal(500, p) for p in (0.15, 0.6, 0.8)]
+    assert best_threshold([*lacking, *holding]) == pytest.approx(0.45)  # 2 of 3 above, 3 of 3 below
+    with pytest.raises(ValueError, match="with and without the structure"):
+        best_threshold(holding)
+
+
+def test_calibrated_weights_carry_the_threshold(tmp_path):
+    make_phantom_cases(tmp_path / "cases", 1, 7, (4.0, 4.0, 4.0), "abdomen")
+    out = tmp_path / "calibrated.safetensors"
+    evaluate_proposals(tmp_path / "cases", tmp_path / "out", structures=["spleen", "gallbladder"], calibrated=out)
+    report, info = (tmp_path / "out" / "proposals.md").read_text(), checkpoint.load(out)
+    assert f"threshold {info.peak_threshold:.4f}" in report
+    packaged = checkpoint.load(checkpoint.packaged_path())
+    assert info.sha256 == packaged.sha256 and info.peak_threshold != packaged.peak_threshold
 
 
 def test_report_of_a_folder(tmp_path):

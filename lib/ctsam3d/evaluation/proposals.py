@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -13,6 +14,7 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ctsam3d import checkpoint
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.clicks import first_click, next_click
 from ctsam3d.data.files import atomic_path
@@ -143,10 +145,27 @@ def proposal_score(segmenter: Segmenter, cases: Iterable[Case]) -> float:
     the structure; of those that lack it, those that stay below. A share of nothing counts as 1.
     """
     proposals = [own for case in cases for own in propose_around(segmenter, case, list(case.names), [0])]
-    threshold = segmenter.info.peak_threshold
+    return _score(proposals, segmenter.info.peak_threshold)
+
+
+def _score(proposals: Sequence[Proposal], threshold: float) -> float:
     right = [own.peak >= threshold and own.hit for own in proposals if own.voxels >= HOLDS]
     quiet = [own.peak < threshold for own in proposals if own.voxels == 0]
     return float(np.mean([np.mean(share) if share else 1.0 for share in (right, quiet)]))
+
+
+def best_threshold(proposals: Sequence[Proposal]) -> float:
+    """The threshold with the best score, see `proposal_score`: midway between two peaks that were seen.
+
+    Raises:
+        ValueError: no neighbour that holds a structure, or none that lacks one.
+    """
+    if not any(own.voxels >= HOLDS for own in proposals) or not any(own.voxels == 0 for own in proposals):
+        raise ValueError("proposals must hold neighbours with and without the structure to set a threshold by")
+    heights = np.unique([own.peak for own in proposals])
+    candidates = np.r_[heights[:1], (heights[1:] + heights[:-1]) / 2]
+    scores = [_score(proposals, threshold) for threshold in candidates]
+    return float(candidates[int(np.argmax(scores))])
 
 
 def evaluate_proposals(
@@ -159,6 +178,7 @@ def evaluate_proposals(
     clicks: int = 0,
     stride: int = STRIDE,
     threshold: float | None = None,
+    calibrated: str | os.PathLike | None = None,
     device: str = "cpu",
     command: str = "",
 ) -> Path:
@@ -170,6 +190,8 @@ def evaluate_proposals(
         seeds: patches drawn for each structure.
         clicks: see `propose_around`.
         threshold: instead of the weights' own.
+        calibrated: a .safetensors file to write, of the same weights with the threshold that is best on these cases;
+            which is then the threshold of the report.
 
     Raises:
         ValueError: an unknown case or structure, or none that can be measured.
@@ -183,6 +205,9 @@ def evaluate_proposals(
         proposals += propose_around(segmenter, case, wanted, range(seeds), stride, clicks)
     if not proposals:
         raise ValueError(f"structures must be in one of the cases, got {list(structures or ())}")
+    if calibrated is not None:
+        threshold = best_threshold(proposals)
+        checkpoint.save(calibrated, dataclasses.replace(info, peak_threshold=threshold), half=_fits_half(info))
     summary = summarise(proposals, threshold)
     lines = [
         "# Proposals of P",
@@ -198,6 +223,12 @@ def evaluate_proposals(
     with atomic_path(Path(out) / "proposals.md") as path:
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
     return Path(out) / "proposals.md"
+
+
+def _fits_half(info: Checkpoint) -> bool:
+    """Whether half precision holds the weights exactly, as it does where they were stored in it."""
+    tensors = [tensor for tensor in info.network.state_dict().values() if tensor.is_floating_point()]
+    return all(torch.equal(tensor, tensor.half().to(tensor)) for tensor in tensors)
 
 
 def _about(info: Checkpoint, folders: Sequence[Path], seeds: int, clicks: int) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import itertools
 import json
 import os
@@ -28,7 +29,7 @@ from ctsam3d.labelapp.local_server import LocalServer, copy_app, local_server
 
 MODEL = "ctsam3d"
 ORGANS = ("liver", "spleen", "kidney_left", "kidney_right", "stomach", "aorta")  # what is clicked
-_VIEWERS = {"result_extension": ".nrrd", "result_dtype": "uint8"}  # what OHIF and Slicer ask for
+_VIEWERS = {"result_extension": ".nrrd", "result_dtype": "uint8"}  # what Slicer asks for
 _INFO_SECONDS = 0.05  # between two looks at /info/
 _SETTLE_SECONDS = 0.5  # between two looks at whether a mask still spreads; each takes time from the spreading
 _SOAK_CLIENTS = 4  # at a time
@@ -61,8 +62,9 @@ class Answer:
         return any(expansion["ended"] == TIME for expansion in self.reply.get("expansion", {}).values())
 
     def labels(self, shape_ijk: IJK) -> np.ndarray:
-        """The label map (I, J, K) of an uncompressed uint8 .nrrd of a whole image: the voxels end the file."""
-        return np.frombuffer(self.file[-int(np.prod(shape_ijk)) :], np.uint8).reshape(shape_ijk, order="F")
+        """The label map (I, J, K) of a gzipped uint8 .nrrd of a whole image: an empty line ends its header."""
+        voxels = gzip.decompress(self.file.partition(b"\n\n")[2])
+        return np.frombuffer(voxels, np.uint8).reshape(shape_ijk, order="F")
 
 
 def ask(url: str, image: str, clicks: Mapping[str, Sequence], client: str, **options) -> Answer:

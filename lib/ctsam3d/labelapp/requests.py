@@ -63,14 +63,14 @@ class ReplyOptions:
 
     Attributes:
         extension, dtype: of the file; NumPy's name of the type.
-        compress: whether a .nrrd is gzipped; .nii.gz always is, .nii never.
+        compress: whether a .nrrd is gzipped, which ITK and so Slicer read; .nii.gz always is, .nii never.
         write_file: whether a file is wanted at all.
         box_only: whether it holds the smallest box with all labels, at its place in the world, not the whole image.
     """
 
     extension: str = ".nii.gz"
     dtype: str = "uint8"
-    compress: bool = False
+    compress: bool = True
     write_file: bool = True
     box_only: bool = False
 
@@ -245,7 +245,7 @@ def _reply_options(params: Mapping) -> ReplyOptions:
     dtype = params.get("result_dtype") or ReplyOptions.dtype
     if dtype not in DTYPES:
         raise ValueError(f"result_dtype must be one of {', '.join(DTYPES)}, got {_short(dtype)}")
-    compress = _flag(params, "result_compress", False)
+    compress = _flag(params, "result_compress", ReplyOptions.compress)
     write_file, box_only = _flag(params, "result_write_to_file", True), _flag(params, "result_box", False)
     return ReplyOptions(extension, dtype, compress, write_file, box_only)
 
