@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ctsam3d import checkpoint
-from ctsam3d.model.prompts import previous_map
+from ctsam3d.model.build import PATCH_SIZE
+from ctsam3d.model.prompts import previous_map, prompt_maps
 from ctsam3d.resample import scale_hu
 from ctsam3d.session import Session
 from ctsam3d.volume import Box, Volume
@@ -64,6 +65,12 @@ class Segmenter:
             expand: whether a click spreads to the patches around its own.
         """
         return Session(self, volume, expand)
+
+    def warm_up(self) -> None:
+        """Runs every part of the network once on an empty patch, so that the first click does not pay for beginning."""
+        hu, click = np.zeros((PATCH_SIZE,) * 3, np.float32), (PATCH_SIZE // 2,) * 3
+        self.decode(self.encode(hu), prompt_maps([click], [], None, hu.shape))
+        self.propose(hu, hu > 0, hu, (0, 0, PATCH_SIZE // 2))
 
     @torch.inference_mode()
     def encode(self, hu_zyx: np.ndarray) -> Features:

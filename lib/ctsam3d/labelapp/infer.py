@@ -116,7 +116,10 @@ class ClickEngine:
 
     def _preload(self) -> None:
         try:
-            logger.info("weights: %s", self.segmenter().info.version)
+            segmenter = self.segmenter()
+            with self._turns.idle():
+                segmenter.warm_up()
+            logger.info("weights: %s", segmenter.info.version)
         except Exception:
             logger.exception("weights %s could not be loaded; every click will say so", self._versions.weights)
 

@@ -1,0 +1,82 @@
+"""The network with its preprocessing: batches, and features that sessions on one scan share."""
+
+import gc
+
+import numpy as np
+import pytest
+import torch
+
+from ctsam3d import segmenter as module
+from ctsam3d.checkpoint import Checkpoint
+from ctsam3d.model import build
+from ctsam3d.model.prompts import prompt_maps
+from ctsam3d.segmenter import Segmenter
+from ctsam3d.volume import Box, Volume
+
+SIZE = (64, 64, 64)
+
+
+@pytest.fixture
+def segmenter(monkeypatch):
+    torch.manual_seed(0)
+    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0), feedback=1))
+    segmenter.encoded = []
+    encode = segmenter.encode
+    monkeypatch.setattr(segmenter, "encode", lambda hu: segmenter.encoded.append(1) or encode(hu))
+    return segmenter
+
+
+def scan():
+    return Volume(np.zeros((150, 60, 50), np.int16), np.diag([1.5, 1.5, 1.5, 1.0]))
+
+
+def hu(seed):
+    return np.random.default_rng(seed).uniform(-500, 500, SIZE).astype(np.float32)
+
+
+def test_a_patch_is_encoded_once_for_all_structures(segmenter):
+    volume = scan()
+    for click in ((30, 30, 25), (100, 30, 25), (30, 30, 25)):
+        segmenter.session(volume, expand=False).click(click)
+    assert len(segmenter.encoded) == 2  # two places; the third session clicks where the first did
+    segmenter.session(scan(), expand=False).click((30, 30, 25))
+    assert len(segmenter.encoded) == 3  # another scan, though it looks the same
+
+
+def test_features_go_with_their_scan(segmenter):
+    volume = scan()
+    segmenter.features(volume, Box((0, 0, 0), SIZE), lambda: hu(0))
+    assert segmenter._features._bytes > 0
+    del volume
+    gc.collect()
+    assert (segmenter._features._bytes, len(segmenter._features._entries)) == (0, 0)
+
+
+def test_features_are_bounded_in_bytes(monkeypatch):
+    monkeypatch.setattr(module, "FEATURE_BYTES", 1)
+    segmenter, volume = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0))), scan()
+    boxes = [Box((n, 0, 0), (n + 64, 64, 64)) for n in range(3)]
+    for box in boxes:
+        segmenter.features(volume, box, lambda: hu(0))
+    assert [key[1] for key in segmenter._features._entries] == boxes[-1:]  # the newest is kept, whatever its size
+
+
+def test_batches_are_their_parts(segmenter):
+    patches = [hu(seed) for seed in range(3)]
+    features = [segmenter.encode(patch) for patch in patches]
+    maps = [prompt_maps([(20 + n, 30, 30)], [(5, 5, 5)] * (n == 1), torch.rand(SIZE), SIZE) for n in range(3)]
+    together = segmenter.decode_batch(features, maps)
+    alone = [segmenter.decode(own, prompts) for own, prompts in zip(features, maps)]
+    assert np.allclose(together, alone, atol=1e-4)
+    mask, offsets = patches[0] > 0, [(0, 0, 32), (32, 0, -32)]
+    together = segmenter.propose_batch(patches[0], mask, patches[1:], offsets)
+    alone = [segmenter.propose(patches[0], mask, patch, offset) for patch, offset in zip(patches[1:], offsets)]
+    assert np.allclose(together, alone, atol=1e-4)
+
+
+def test_warming_up_leaves_nothing_behind(segmenter):
+    before = {name: tensor.clone() for name, tensor in segmenter.network.state_dict().items()}
+    segmenter.warm_up()
+    after = segmenter.network.state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert not segmenter._features._entries
