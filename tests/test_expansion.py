@@ -12,6 +12,7 @@ from ctsam3d.expansion import (
     Patch,
     agrees,
     ahead,
+    bars,
     blend,
     covered,
     descendants,
@@ -77,12 +78,11 @@ def test_a_mask_leads_to_the_neighbours_whose_faces_it_comes_near(filled, leads)
     assert sorted(found) == sorted(leads)
 
 
-def test_what_is_there_or_barred_is_not_looked_at_again(monkeypatch):
+def test_what_is_there_is_not_looked_at_again():
     own = patch((64, 64, 64), box(64, 64, 64))
-    everywhere = [other for _, other in ahead(own, GRID, [own], ())]
+    everywhere = [other for _, other in ahead(own, GRID, [own])]
     assert len(everywhere) == 26
-    there, barred = patch(everywhere[0].start), everywhere[1]
-    assert [other for _, other in ahead(own, GRID, [own, there], [barred])] == everywhere[2:]
+    assert [other for _, other in ahead(own, GRID, [own, patch(everywhere[0].start)])] == everywhere[1:]
 
 
 def test_covered():
@@ -97,12 +97,12 @@ def test_covered():
 def test_patches_agree_where_they_overlap():
     tube = Box((0, 90, 90), (200, 100, 100))
     one = patch((64, 64, 64), tube)
-    assert agrees(patch((96, 64, 64), tube), [one])
-    assert not agrees(patch((96, 64, 64), Box((96, 70, 70), (160, 120, 120))), [one])  # floods
-    assert not agrees(patch((96, 64, 64), Box((130, 90, 90), (160, 100, 100))), [one])  # begins too late
-    assert agrees(patch((96, 64, 64)), [patch((64, 64, 64))])  # nothing on both sides
+    assert agrees(patch((96, 64, 64), tube), one)
+    assert not agrees(patch((96, 64, 64), Box((96, 70, 70), (160, 120, 120))), one)  # floods
+    assert not agrees(patch((96, 64, 64), Box((130, 90, 90), (160, 100, 100))), one)  # begins too late
+    assert agrees(patch((96, 64, 64)), patch((64, 64, 64)))  # nothing on both sides
     # In the outermost 8 voxels of either they may differ.
-    assert agrees(patch((112, 64, 64), Box((113, 64, 64), (119, 128, 128))), [one])
+    assert agrees(patch((112, 64, 64), Box((113, 64, 64), (119, 128, 128))), one)
 
 
 def test_islands_are_dropped():
@@ -127,6 +127,26 @@ def test_what_a_negative_click_cuts_off():
     assert [tuple(place) for place in np.argwhere(lost)] == [(1, 1, x) for x in range(5, 9)]
     assert not severed(before, after, [(1, 1, 0), (1, 1, 8)]).any()
     assert not severed(before, before, [(1, 1, 0)]).any()
+
+
+def test_a_positive_click_that_left_the_mask_cuts_nothing():
+    bar = np.ones((1, 1, 9), bool)
+    after = bar.copy()
+    after[0, 0, 3:5] = False
+    assert not severed(bar, after, [(0, 0, 3)]).any() and not severed(bar, after, [(0, 0, 0), (0, 0, 3)]).any()
+    assert not severed(bar, after, []).any()
+
+
+def test_what_is_barred():
+    lost, kept = np.zeros((20, 20, 20), bool), np.zeros((20, 20, 20), bool)
+    lost[10:14, 10, 10] = lost[2, 2, 2] = True
+    kept[8, 10, 10] = True
+    one, other = sorted(bars(lost, kept, Box((100, 0, 0), (120, 20, 20))), key=lambda own: own.box_zyx.start)
+    assert one.holds((102, 2, 2)) and one.holds((99 + 1, 2, 2)) and not one.holds((106, 2, 2))
+    assert other.holds((110, 10, 10)) and other.holds((116, 10, 10)) and not other.holds((117, 10, 10))
+    assert not other.holds((108, 10, 10))  # of the mask
+    whole = other.on(Box((100, 0, 0), (120, 20, 20)))
+    assert whole[10:17, 10, 10].all() and not whole[2, 2, 2]
 
 
 # ---- whole expansions ----------------------------------------------------------------------------------------------
@@ -272,6 +292,100 @@ def test_a_negative_click_far_away_stops_a_leak_for_good():
     assert session.mask()[155, 45, 200]
 
 
+def test_a_leak_does_not_come_back_through_another_bridge():
+    """A later click whose patches lie otherwise than the first one's, on a part with a way of its own to the leak."""
+    leak, bridge = Box((150, 40, 0), (160, 50, 200)), Box((50, 42, 60), (150, 48, 66))
+    part, way = (
+        Box((40, 200, 0), (50, 210, 200)),
+        (Box((50, 202, 110), (156, 208, 116)), Box((150, 50, 110), (156, 208, 116))),
+    )
+    volume = scan((200, 250, 200), Box((40, 40, 0), (50, 50, 200)), leak, bridge, part)
+    session = Session(Following(), volume)
+    session.click((45, 45, 20))
+    assert session.mask()[leak.slices()].all()
+    session.click((100, 45, 63), positive=False)
+    assert not session.mask()[leak.slices()].any()
+    for piece in way:  # which the network sees from now on
+        volume.array_ijk[piece.slices()] = 500
+    session._crops.clear()
+    session.click((45, 205, 93))
+    mask = session.mask()
+    assert mask[part.slices()].all() and mask[152, 150, 113] and mask[152, 60, 113]
+    assert not mask[leak.slices()].any()
+
+
+def test_a_negative_click_beside_the_patches_that_are_there():
+    """Its own patch reaches beyond all of them, and takes away what it says."""
+    session, _ = tube_session()
+    session.click((45, 45, 20))
+    session.click((95, 95, 150), positive=False)
+    assert not session.mask()[95, 95, 150] and session.mask()[45, 45, 280]
+
+
+def test_a_negative_click_beside_the_only_positive_one_keeps_the_rest():
+    session, _ = tube_session()
+    session.click((45, 45, 20))
+    session.click((46, 45, 20), positive=False)
+    mask = session.mask()
+    assert mask[45, 45, 20] and not mask[46, 45, 20] and mask[45, 45, 200]
+
+
+def test_a_negative_click_on_p_s_own_click_adds_nothing(monkeypatch):
+    """Nor does it bring back islands that were dropped when the patch was opened."""
+    island = Box((70, 70, 70), (74, 74, 74))
+    session = Session(Following(), scan(SHAPE, TUBE, island))
+
+    def bright(features, prompts):
+        return np.where((features > 0) & (prompts[1].numpy() < 0.5), 0.9, 0.1).astype(np.float32)
+
+    monkeypatch.setattr(session._segmenter, "decode", bright)
+    session.click((45, 45, 10))
+    before = session.mask()
+    opened = next(own for own in session.state.patches if own.source and own.box_zyx.contains((72, 72, 72)))
+    z, y, x = opened.seed_zyx
+    session.click((x, y, z), positive=False)
+    assert not before[island.slices()].any() and not session.mask()[x, y, z]
+    assert not (session.mask() & ~before).any()
+
+
+def test_an_error_half_way_changes_nothing(monkeypatch):
+    session, truth = tube_session()
+    propose, calls = session._segmenter.propose_batch, []
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise RuntimeError("out of memory")
+        return propose(*arguments)
+
+    monkeypatch.setattr(session._segmenter, "propose_batch", failing)
+    with pytest.raises(RuntimeError):
+        session.click((45, 45, 20))
+    assert not session.mask().any() and session.clicks == () and session.patches == 0
+    session.click((45, 45, 20))
+    assert np.array_equal(session.mask(), truth)
+
+
+@pytest.mark.parametrize("degrees", [0, 20])
+@pytest.mark.parametrize("spacing", [(0.9, 0.9, 3.0), (2.0, 1.0, 1.0)])
+def test_an_expansion_on_other_grids(spacing, degrees):
+    """A tube along world z in scans that are anisotropic and turned about x."""
+    shape = tuple(int(n / s) for n, s in zip((120, 200, 330), spacing))
+    turned = np.eye(4)
+    c, s = np.cos(np.radians(degrees)), np.sin(np.radians(degrees))
+    turned[1:3, 1:3] = [[c, -s], [s, c]]
+    affine = turned @ np.diag([*spacing, 1.0])
+    ijk = np.indices(shape).reshape(3, -1)
+    middle = affine[:3, :3] @ (np.array(shape) / 2)
+    x, y, _ = affine[:3, :3] @ ijk - middle[:, None]
+    truth = ((x**2 + y**2) < 8**2).reshape(shape)
+    session = Session(Following(), Volume(np.where(truth, 500, -500).astype(np.int16), affine))
+    inside = np.argwhere(truth)
+    session.click(tuple(inside[len(inside) // 3]))
+    mask = session.mask() > 0
+    assert 2 * (mask & truth).sum() / (mask.sum() + truth.sum()) > 0.9 and session.expansion.ended == "quiet"
+
+
 def test_a_negative_click_in_an_opened_patch_is_honoured():
     session, _ = tube_session()
     session.click((45, 45, 20))
@@ -356,9 +470,13 @@ def test_an_identity_stitches_to_the_identity_through_expansions(monkeypatch):
 
 def test_batches_of_neighbours_open_the_same_tube():
     session, truth = tube_session()
+    one, _ = tube_session()
+    one.click((45, 45, 20))
     session._segmenter.batch = 26
     session.click((45, 45, 20))
     assert np.array_equal(session.mask(), truth)
+    assert {own.box_zyx for own in session.state.patches} == {own.box_zyx for own in one.state.patches}
+    assert session.expansion == one.expansion
 
 
 def test_patches_are_never_changed():

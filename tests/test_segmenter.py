@@ -1,6 +1,7 @@
 """The network with its preprocessing: batches, and features that sessions on one scan share."""
 
 import gc
+import weakref
 
 import numpy as np
 import pytest
@@ -9,7 +10,6 @@ import torch
 from ctsam3d import segmenter as module
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.model import build
-from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.volume import Box, Volume
 
@@ -52,6 +52,15 @@ def test_features_go_with_their_scan(segmenter):
     assert (segmenter._features._bytes, len(segmenter._features._entries)) == (0, 0)
 
 
+def test_features_go_with_their_network():
+    segmenter, volume = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0))), scan()
+    segmenter.features(volume, Box((0, 0, 0), SIZE), lambda: hu(0))
+    cache = weakref.ref(segmenter._features)
+    del segmenter
+    gc.collect()
+    assert cache() is None  # a scan that is still there does not keep the features of old weights
+
+
 def test_features_are_bounded_in_bytes(monkeypatch):
     monkeypatch.setattr(module, "FEATURE_BYTES", 1)
     segmenter, volume = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0))), scan()
@@ -61,13 +70,8 @@ def test_features_are_bounded_in_bytes(monkeypatch):
     assert [key[1] for key in segmenter._features._entries] == boxes[-1:]  # the newest is kept, whatever its size
 
 
-def test_batches_are_their_parts(segmenter):
+def test_a_batch_of_proposals_is_its_parts(segmenter):
     patches = [hu(seed) for seed in range(3)]
-    features = [segmenter.encode(patch) for patch in patches]
-    maps = [prompt_maps([(20 + n, 30, 30)], [(5, 5, 5)] * (n == 1), torch.rand(SIZE), SIZE) for n in range(3)]
-    together = segmenter.decode_batch(features, maps)
-    alone = [segmenter.decode(own, prompts) for own, prompts in zip(features, maps)]
-    assert np.allclose(together, alone, atol=1e-4)
     mask, offsets = patches[0] > 0, [(0, 0, 32), (32, 0, -32)]
     together = segmenter.propose_batch(patches[0], mask, patches[1:], offsets)
     alone = [segmenter.propose(patches[0], mask, patch, offset) for patch, offset in zip(patches[1:], offsets)]

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import cc3d
 import numpy as np
+from scipy import ndimage
 
 from ctsam3d.volume import Box
 
@@ -21,8 +22,9 @@ STRIDE = 40  # voxels between the centres of a patch and its neighbours
 SLIVER = 16  # voxels that a step leaves to the scan's edge at least, or else it goes there
 REACH = 16  # voxels from the faces towards a neighbour within which a mask must come for the neighbour to be looked at
 COVERED = 0.9  # of a patch; one that others cover so far tells nothing new
-AGREEMENT = 0.5  # DSC that a new patch's mask must have with the mask so far where they overlap
+AGREEMENT = 0.5  # DSC that a new patch's mask must have with that of the patch that led to it, where they overlap
 BLEND_VOXELS = 8  # over this depth from its faces a patch fades into the patches below it
+BARRED_MARGIN = 3  # voxels around what was cut off that no expansion fills, as it would find it a little larger
 BUDGET = 64  # patches that one click may open
 
 QUIET, PATCHES, TIME, OFF = "quiet", "patch budget", "time budget", "off"
@@ -55,6 +57,25 @@ class Patch:
         return dataclasses.replace(self, probability=np.where(voxels, np.float16(0), self.probability))
 
 
+@dataclass(frozen=True, eq=False)
+class Barred:
+    """Voxels that a negative click has cut off: no expansion comes back there. Bool, over a box."""
+
+    box_zyx: Box
+    voxels: np.ndarray
+
+    def holds(self, voxel_zyx: Zyx) -> bool:
+        inside = self.box_zyx.contains(voxel_zyx)
+        return inside and bool(self.voxels[tuple(v - a for v, a in zip(voxel_zyx, self.box_zyx.start))])
+
+    def on(self, box_zyx: Box) -> np.ndarray:
+        """Bool (D, H, W) over another box."""
+        out, shared = np.zeros(box_zyx.shape, bool), self.box_zyx.intersection(box_zyx)
+        if not shared.empty:
+            out[shared.slices(box_zyx)] = self.voxels[shared.slices(self.box_zyx)]
+        return out
+
+
 @dataclass(frozen=True)
 class Expansion:
     """Where the spreading of a click stands.
@@ -64,7 +85,7 @@ class Expansion:
             the mask, and the others.
         ended: why it stopped: `QUIET`, nothing leads on; `PATCHES` or `TIME`, a budget; `OFF`, it was not asked for.
         queue: pairs of boxes still to look at: a patch of the mask and its neighbour.
-        barred: boxes that a click has cut off.
+        barred: what negative clicks have cut off.
     """
 
     proposed: int = 0
@@ -72,7 +93,7 @@ class Expansion:
     rejected: int = 0
     ended: str = OFF
     queue: tuple[tuple[Box, Box], ...] = ()
-    barred: frozenset[Box] = frozenset()
+    barred: tuple[Barred, ...] = ()
 
 
 # ---- where next ----------------------------------------------------------------------------------------------------
@@ -113,13 +134,13 @@ def leads_to(patch: Patch, neighbour: Box, reach: int = REACH) -> bool:
     return bool(patch.mask[tuple(near)].any())
 
 
-def ahead(patch: Patch, grid_box_zyx: Box, patches: Iterable[Patch], barred: Iterable[Box]) -> list[tuple[Box, Box]]:
+def ahead(patch: Patch, grid_box_zyx: Box, patches: Iterable[Patch]) -> list[tuple[Box, Box]]:
     """The neighbours that a patch leads to and that are not there yet, as pairs (patch, neighbour), nearest first."""
-    boxes, barred = [own.box_zyx for own in patches], frozenset(barred)
+    boxes = [own.box_zyx for own in patches]
     return [
         (patch.box_zyx, box)
         for box in neighbours(patch.box_zyx, grid_box_zyx)
-        if box not in barred and leads_to(patch, box) and not covered(box, boxes)
+        if leads_to(patch, box) and not covered(box, boxes)
     ]
 
 
@@ -140,19 +161,16 @@ def peak(heatmap: np.ndarray) -> tuple[Zyx, float]:
 # ---- what joins the mask -------------------------------------------------------------------------------------------
 
 
-def agrees(patch: Patch, others: Sequence[Patch]) -> bool:
-    """Whether a patch continues the mask of `others`: alike where they overlap, apart from the uncertain faces.
+def agrees(patch: Patch, other: Patch) -> bool:
+    """Whether two patches have a mask alike where they overlap, apart from the uncertain faces.
 
     Where neither has anything, they are alike.
     """
-    inner = patch.box_zyx.grown(-BLEND_VOXELS)
-    both = total = 0
-    for other in others:
-        shared = inner.intersection(other.box_zyx.grown(-BLEND_VOXELS))
-        if not shared.empty:
-            one, two = patch.mask[shared.slices(patch.box_zyx)], other.mask[shared.slices(other.box_zyx)]
-            both, total = both + 2 * int((one & two).sum()), total + int(one.sum()) + int(two.sum())
-    return total == 0 or both >= AGREEMENT * total
+    shared = patch.box_zyx.grown(-BLEND_VOXELS).intersection(other.box_zyx.grown(-BLEND_VOXELS))
+    if shared.empty:
+        return True
+    one, two = patch.mask[shared.slices(patch.box_zyx)], other.mask[shared.slices(other.box_zyx)]
+    return 2 * int((one & two).sum()) >= AGREEMENT * (int(one.sum()) + int(two.sum()))
 
 
 def without_islands(probability: np.ndarray, seed_zyx: Zyx, previous: np.ndarray) -> np.ndarray:
@@ -182,16 +200,21 @@ def descendants(box: Box, patches: Iterable[Patch]) -> set[Box]:
 def severed(before: np.ndarray, after: np.ndarray, clicks_zyx: Sequence[Zyx]) -> np.ndarray:
     """The parts of a mask that hung together with a positive click before, and do no longer; bool (D, H, W).
 
+    Nothing, where the network has taken a positive click itself out of the mask: it does not say then which part is
+    the structure.
+
     Args:
         before, after: the mask before and after a negative click, bool (D, H, W).
         clicks_zyx: the positive clicks.
     """
+    clicks = [click for click in clicks_zyx if before[click]]
+    if not clicks or not all(after[click] for click in clicks):
+        return np.zeros_like(after)
     held = []
     for mask in (before, after):
         parts, count = _parts(mask)
         kept = np.zeros(count + 1, bool)
-        kept[[parts[click] for click in clicks_zyx]] = True
-        kept[0] = False
+        kept[[parts[click] for click in clicks]] = True
         held.append((parts, kept))
     (parts, kept), (now, still) = held
     lost = np.zeros(len(still), bool)
@@ -199,6 +222,22 @@ def severed(before: np.ndarray, after: np.ndarray, clicks_zyx: Sequence[Zyx]) ->
     lost &= ~still
     lost[0] = False
     return lost[now]
+
+
+def bars(lost: np.ndarray, kept: np.ndarray, box_zyx: Box) -> list[Barred]:
+    """What stays away after a cut: each lost part with a margin of `BARRED_MARGIN`, but nothing of the mask.
+
+    Args:
+        lost, kept: bool (D, H, W) over `box_zyx`: what was cut off, and the mask without it.
+    """
+    parts, count = _parts(lost)
+    found = []
+    for number, place in enumerate(ndimage.find_objects(parts, count), start=1):
+        wide = tuple(slice(max(0, a.start - BARRED_MARGIN), a.stop + BARRED_MARGIN) for a in place)
+        voxels = ndimage.binary_dilation(parts[wide] == number, iterations=BARRED_MARGIN) & ~kept[wide]
+        start = tuple(a.start + b for a, b in zip(wide, box_zyx.start))
+        found.append(Barred(Box(start, tuple(a + n for a, n in zip(start, voxels.shape))), voxels))
+    return found
 
 
 def _parts(mask: np.ndarray) -> tuple[np.ndarray, int]:

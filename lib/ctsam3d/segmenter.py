@@ -20,7 +20,7 @@ from ctsam3d.session import Session
 from ctsam3d.volume import Box, Volume
 
 FEATURE_BYTES = 256 * 2**20  # of the patches whose features are kept, over all scans
-BATCH = {"cpu": 1, "cuda": 26}  # patches that go through the network at once; on a CPU more are no faster
+BATCH = {"cpu": 1, "cuda": 26}  # neighbours that P looks at at once; on a CPU more are no faster
 
 Features = tuple[Tensor, ...]
 
@@ -48,7 +48,7 @@ class Segmenter:
 
     Attributes:
         info: the checkpoint: version, HU window, spacing, labels.
-        batch: patches that go through the network at once.
+        batch: neighbours that P looks at at once.
     """
 
     def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu"):
@@ -92,17 +92,11 @@ class Segmenter:
 
         With as many further passes as the weights ask for, each with the answer before it as previous mask.
         """
-        return self.decode_batch([features], [prompts])[0]
-
-    @torch.inference_mode()
-    def decode_batch(self, features: Sequence[Features], prompts: Sequence[Tensor]) -> np.ndarray:
-        """`decode` of several patches at once, (B, D, H, W)."""
-        stacked = tuple(torch.cat(stage) if len(stage) > 1 else stage[0] for stage in zip(*features))
-        maps = self._on_device(torch.stack(list(prompts)))
+        maps = self._on_device(prompts[None])
         for _ in range(1 + self.info.feedback):
-            answer = torch.sigmoid(self.network.decode(stacked, maps).float())  # (B, 1, D, H, W)
+            answer = torch.sigmoid(self.network.decode(features, maps).float())  # (1, 1, D, H, W)
             maps = self._on_device(torch.cat([maps[:, :2], previous_map(answer)], dim=1))
-        return answer[:, 0].cpu().numpy()
+        return answer[0, 0].cpu().numpy()
 
     def propose(
         self,
@@ -152,7 +146,7 @@ class _FeatureCache:
         with self._lock:
             if id(volume) not in self._scans:
                 self._scans.add(id(volume))
-                weakref.finalize(volume, self._forget, id(volume))
+                weakref.finalize(volume, _forget, weakref.ref(self), id(volume))
             if key not in self._entries:
                 self._entries[key] = features
                 self._bytes += _nbytes(features)
@@ -160,11 +154,17 @@ class _FeatureCache:
                 self._bytes -= _nbytes(self._entries.popitem(last=False)[1])
         return features
 
-    def _forget(self, scan: int) -> None:
+    def forget(self, scan: int) -> None:
         with self._lock:
             self._scans.discard(scan)
             for key in [key for key in self._entries if key[0] == scan]:
                 self._bytes -= _nbytes(self._entries.pop(key))
+
+
+def _forget(cache: weakref.ref, scan: int) -> None:
+    """Takes the features of a scan that is gone, where the cache is still there: a scan must not keep it alive."""
+    if (own := cache()) is not None:
+        own.forget(scan)
 
 
 def _nbytes(features: Features) -> int:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -26,6 +27,7 @@ from ctsam3d.volume import Box, Click, ModelGrid, Volume, check_click_ijk
 
 log = logging.getLogger(__name__)
 
+CROPS = 8  # patches in HU that a session keeps
 SEED_DISTANCE = 8  # voxels; nearer to a negative click, P's click would be contradicted at once
 
 
@@ -82,7 +84,7 @@ class Session:
     cannot be used raises and changes nothing. Not safe for use by several threads at once.
 
     Attributes:
-        seconds: per stage (crop, features, decode, propose, write) of the last call that ran something.
+        seconds: per stage (crop, features, decode, propose, cut, write) of the last call that ran something.
     """
 
     def __init__(self, segmenter: PatchNetwork, volume: Volume, expand: bool = True):
@@ -93,6 +95,7 @@ class Session:
         self._history = [State()]
         self._position = 0
         self._mask = np.zeros(volume.shape_ijk, np.uint8)
+        self._crops: OrderedDict[Box, np.ndarray] = OrderedDict()
 
     # --- what it holds ---------------------------------------------------------------------------------------------
 
@@ -202,9 +205,8 @@ class Session:
         """
         if not self.expanding:
             return
-        watch = _Stopwatch()
-        state = self._step(self.state, watch)
-        self._replace(self._expanded(state, watch, _deadline(seconds)), watch)
+        watch, end = _Stopwatch(), _deadline(seconds)
+        self._replace(self._expanded(self._step(self.state, watch), watch, end), watch)
 
     def undo(self) -> bool:
         """Take the last click back; False where there is none."""
@@ -266,7 +268,7 @@ class Session:
         holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
         refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
         box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
-        barred = frozenset(b for b in state.expansion.barred if not (click.positive and b.contains(voxel_zyx)))
+        barred = tuple(own for own in state.expansion.barred if not (click.positive and own.holds(voxel_zyx)))
         own = Expansion(queue=state.expansion.queue, barred=barred)
         state = State((*state.clicks, click), state.patches, own)
         # What an expansion found and the click contradicts is segmented anew too, else it would show beside the patch.
@@ -274,9 +276,10 @@ class Session:
         for old in holding:
             wrong = old.source and not click.positive and old.mask[_inside(voxel_zyx, old.box_zyx)]
             if wrong and old is not refined:
-                new = dataclasses.replace(self._segment(state, old.box_zyx, watch, old.seed_zyx), source=old.source)
-                patches = tuple(new if patch is old else patch for patch in state.patches)
-                state = dataclasses.replace(state, patches=patches)
+                new = self._segment(state, old.box_zyx, watch, old.seed_zyx)
+                new = new and dataclasses.replace(new, source=old.source)
+                patches = (new if patch is old else patch for patch in state.patches)
+                state = dataclasses.replace(state, patches=tuple(patch for patch in patches if patch))
         new = self._segment(state, box, watch, refined.seed_zyx if refined else None)
         if new is None:
             return state
@@ -293,54 +296,68 @@ class Session:
     def _without_followers(self, state: State, old: Patch, new: Patch) -> State:
         """`state` without what followed from `old` alone: opened patches that agree with it and not with `new`.
 
-        And without what they led to. `new` can lead there again.
+        And without what they led to. `new` can lead there again. What another patch leads to as well stays.
         """
         gone: set[Box] = set()
         for child in (patch for patch in state.patches if patch.source == new.box_zyx):
-            was, is_now = (expansion.leads_to(own, child.box_zyx) and agrees(child, [own]) for own in (old, new))
-            if was and not is_now:
+            if _follows(child, old) and not _follows(child, new):
                 gone |= {child.box_zyx, *expansion.descendants(child.box_zyx, state.patches)}
-        return dataclasses.replace(state, patches=tuple(p for p in state.patches if p.box_zyx not in gone))
+        kept = [patch for patch in state.patches if patch.box_zyx not in gone]
+        for patch in state.patches:
+            if patch.box_zyx in gone:
+                near = (p for p in kept if p is not new and patch.box_zyx in self._neighbours(p))
+                other = next((p for p in near if _follows(patch, p)), None)
+                if other:
+                    kept.insert(0, dataclasses.replace(patch, source=other.box_zyx))
+        return dataclasses.replace(state, patches=tuple(kept))
+
+    def _neighbours(self, patch: Patch) -> list[Box]:
+        return expansion.neighbours(patch.box_zyx, self.grid.box_zyx)
 
     def _cut(self, before: State, state: State) -> State:
         """`state` without what its last click, a negative one, has cut off from all positive ones.
 
-        Patches that an expansion opened there are gone, and stay away until somebody clicks in them: a leak that was
-        stopped does not come back another way.
+        It stays away until somebody clicks in it: a leak that was stopped does not come back another way.
         """
         if not any(patch.source for patch in state.patches):
             return state
         region = Box((0, 0, 0), (0, 0, 0))
-        for patch in before.patches:
+        for patch in state.patches:
             region = region.union(patch.box_zyx)
+        # A patch that is gone for another reason is no cut.
+        there = {patch.box_zyx for patch in state.patches}
+        before = dataclasses.replace(before, patches=tuple(p for p in before.patches if p.box_zyx in there))
         clicks = [_inside(self.grid.voxel_zyx(click.ijk), region) for click in state.clicks if click.positive]
-        lost = expansion.severed(*(blend(own.patches, region) > 0.5 for own in (before, state)), clicks)
+        masks = [blend(own.patches, region) > 0.5 for own in (before, state)]
+        lost = expansion.severed(*masks, clicks)
         if not lost.any():
             return state
-        kept, barred = [], set(state.expansion.barred)
-        for patch in state.patches:
-            own = lost[patch.box_zyx.slices(region)]
-            if patch.source and own[_inside(patch.seed_zyx, patch.box_zyx)]:
-                barred.add(patch.box_zyx)
-            else:
-                kept.append(patch if not own.any() else patch.without(own))
-        own = dataclasses.replace(state.expansion, barred=frozenset(barred))
+        kept = [(patch, lost[patch.box_zyx.slices(region)]) for patch in state.patches]
+        kept = [patch.without(own) if own.any() else patch for patch, own in kept]
+        kept = [patch for patch in kept if patch.source is None or patch.mask.any()]
+        barred = (*state.expansion.barred, *expansion.bars(lost, masks[1] & ~lost, region))
+        own = dataclasses.replace(state.expansion, barred=barred)
         return dataclasses.replace(state, patches=tuple(kept), expansion=own)
 
-    def _segment(self, state: State, box_zyx: Box, watch: _Stopwatch, seed_zyx: Zyx | None = None) -> Patch | None:
+    def _segment(
+        self, state: State, box_zyx: Box, watch: _Stopwatch, seed_zyx: Zyx | None = None, opening: bool = False
+    ) -> Patch | None:
         """The network's answer for one patch, from every click inside it and the mask so far.
 
         None where there is nothing to say: no foreground yet, and only negative clicks.
 
         Args:
-            seed_zyx: the click of P that opened the patch; it counts as long as nobody clicked in the structure there.
+            seed_zyx: the click of P that opened the patch; it counts as long as nobody clicked in the structure there,
+                or says beside it that it is none.
+            opening: whether P's click is to add to the mask, as a user's does.
         """
         inside: dict[bool, list] = {True: [], False: []}
         for click in state.clicks:
             voxel_zyx = self.grid.voxel_zyx(click.ijk)
             if box_zyx.contains(voxel_zyx):
                 inside[click.positive].append(_inside(voxel_zyx, box_zyx))
-        if seed_zyx and not inside[True]:
+        adds = opening or bool(inside[True])
+        if seed_zyx and not inside[True] and not self._contradicted(seed_zyx, state):
             inside[True].append(_inside(seed_zyx, box_zyx))
         previous = blend(state.patches, box_zyx)
         if not inside[True] and not (previous > 0.5).any():
@@ -349,7 +366,7 @@ class Session:
         features = self._features(box_zyx, watch)
         with watch.stage("decode"):
             probability = self._segmenter.decode(features, maps)
-        if not inside[True]:  # negative clicks alone take away, they never add
+        if not adds:  # negative clicks alone take away
             probability = np.minimum(probability, previous)
         # Close to a click, the patch that was segmented from it decides, also near its faces.
         weight = np.maximum(fading(box_zyx, self.grid.box_zyx), maps[:2].amax(0).numpy())
@@ -360,44 +377,58 @@ class Session:
             return self._segmenter.features(self.volume, box_zyx, lambda: self._hu(box_zyx, watch))
 
     def _hu(self, box_zyx: Box, watch: _Stopwatch) -> np.ndarray:
-        with watch.stage("crop"):
-            return crop_hu(self.volume, self.grid, box_zyx)
+        """A patch in HU; the last few are kept, as P and S look at the same ones."""
+        if box_zyx not in self._crops:
+            with watch.stage("crop"):
+                self._crops[box_zyx] = crop_hu(self.volume, self.grid, box_zyx)
+            while len(self._crops) > CROPS:
+                self._crops.popitem(last=False)
+        self._crops.move_to_end(box_zyx)
+        return self._crops[box_zyx]
+
+    def _contradicted(self, seed_zyx: Zyx, state: State) -> bool:
+        """Whether a negative click lies so near that P's click would be wrong."""
+        negative = (self.grid.voxel_zyx(click.ijk) for click in state.clicks if not click.positive)
+        return any(max(abs(a - b) for a, b in zip(voxel, seed_zyx)) < SEED_DISTANCE for voxel in negative)
 
     # --- its expansion ---------------------------------------------------------------------------------------------
 
     def _spread(self, state: State, patch: Patch) -> State:
         """`state` with the neighbours that `patch` leads to at the end of the queue."""
-        own = state.expansion
-        more = expansion.ahead(patch, self.grid.box_zyx, state.patches, own.barred)
-        own = dataclasses.replace(own, queue=(*own.queue, *more), ended=expansion.QUIET)
+        more = expansion.ahead(patch, self.grid.box_zyx, state.patches)
+        own = dataclasses.replace(state.expansion, queue=(*state.expansion.queue, *more), ended=expansion.QUIET)
         return dataclasses.replace(state, expansion=own)
 
     def _expanded(self, state: State, watch: _Stopwatch, end: float | None) -> State:
         """`state` with its expansion gone on until nothing leads on, or a budget is spent."""
+        if not self.expand or not state.clicks:
+            return state
         while state.expansion.queue:
             if state.expansion.segmented >= expansion.BUDGET:
                 return _ended(state, expansion.PATCHES)
             if end is not None and time.monotonic() >= end:
                 return _ended(state, expansion.TIME)
             state = self._step(state, watch)
-        return _ended(state, expansion.QUIET) if self.expand and state.clicks else state
+        return _ended(state, expansion.QUIET)
 
     def _step(self, state: State, watch: _Stopwatch) -> State:
-        """The next neighbours of one patch, as many as go through the network at once: P's word, then S's."""
+        """The next neighbour that P finds something in; those before it, P looks at together with it."""
         source_box, neighbours = _next_in_queue(state, self._segmenter.batch)
-        queue = state.expansion.queue[len(neighbours) :]
-        state = dataclasses.replace(state, expansion=dataclasses.replace(state.expansion, queue=queue))
         source, boxes = state.patch(source_box), [patch.box_zyx for patch in state.patches]
-        if source is None:
+        wanted = [box for box in neighbours if source and not expansion.covered(box, boxes)]
+        done, opened = len(neighbours), None
+        for box, seed_zyx in self._proposals(source, wanted, watch):
+            new = self._opened(state, source, box, seed_zyx, watch) if seed_zyx else None
+            state = _counted(state, accepted=new is not None)
+            if new is not None:  # the others may be covered by now, and a budget spent
+                done, opened = neighbours.index(box) + 1, new
+                break
+        own = dataclasses.replace(state.expansion, queue=state.expansion.queue[done:])
+        state = dataclasses.replace(state, expansion=own)
+        if opened is None:
             return state
-        neighbours = [box for box in neighbours if not expansion.covered(box, boxes)]
-        for box, seed_zyx in self._proposals(source, neighbours, watch):
-            new = self._opened(state, source.box_zyx, box, seed_zyx, watch) if seed_zyx else None
-            state = self._counted(state, accepted=new is not None)
-            if new is not None:
-                state = dataclasses.replace(state, patches=(new, *state.patches))
-                state = self._spread(state, new)
-        return state
+        state = dataclasses.replace(state, patches=(opened, *state.patches))
+        return self._spread(state, opened)
 
     def _proposals(self, source: Patch, boxes: Sequence[Box], watch: _Stopwatch) -> Iterator[tuple[Box, Any]]:
         """The boxes, each with the voxel of the grid where P would click in it, or None."""
@@ -412,24 +443,19 @@ class Session:
             found = height >= self._segmenter.info.peak_threshold
             yield box, tuple(a + v for a, v in zip(box.start, place)) if found else None
 
-    def _opened(self, state: State, source: Box, box: Box, seed_zyx: Zyx, watch: _Stopwatch) -> Patch | None:
+    def _opened(self, state: State, source: Patch, box: Box, seed_zyx: Zyx, watch: _Stopwatch) -> Patch | None:
         """The patch that P's click opens; None where it is none of the structure's."""
-        near = (self.grid.voxel_zyx(click.ijk) for click in state.clicks if not click.positive)
-        if any(max(abs(a - b) for a, b in zip(voxel, seed_zyx)) < SEED_DISTANCE for voxel in near):
+        barred = state.expansion.barred
+        if self._contradicted(seed_zyx, state) or any(own.holds(seed_zyx) for own in barred):
             return None
-        new = self._segment(state, box, watch, seed_zyx)
-        seed = _inside(seed_zyx, box)
-        if not new.mask[seed] or not agrees(new, state.patches):
+        new, seed = self._segment(state, box, watch, seed_zyx, opening=True), _inside(seed_zyx, box)
+        for own in barred:
+            if not own.box_zyx.intersection(box).empty:
+                new = new.without(own.on(box))
+        if not new.mask[seed] or not agrees(new, source):
             return None
         probability = expansion.without_islands(new.probability, seed, blend(state.patches, box))
-        return dataclasses.replace(new, probability=probability, source=source)
-
-    def _counted(self, state: State, accepted: bool) -> State:
-        own = state.expansion
-        own = dataclasses.replace(
-            own, proposed=own.proposed + 1, segmented=own.segmented + accepted, rejected=own.rejected + (not accepted)
-        )
-        return dataclasses.replace(state, expansion=own)
+        return dataclasses.replace(new, probability=probability, source=source.box_zyx)
 
     # --- the mask on the scan --------------------------------------------------------------------------------------
 
@@ -471,6 +497,18 @@ def _next_in_queue(state: State, most: int) -> tuple[Box, list[Box]]:
             break
         found.append(box)
     return source, found
+
+
+def _follows(child: Patch, patch: Patch) -> bool:
+    return expansion.leads_to(patch, child.box_zyx) and agrees(child, patch)
+
+
+def _counted(state: State, accepted: bool) -> State:
+    own = state.expansion
+    own = dataclasses.replace(
+        own, proposed=own.proposed + 1, segmented=own.segmented + accepted, rejected=own.rejected + (not accepted)
+    )
+    return dataclasses.replace(state, expansion=own)
 
 
 def _ended(state: State, why: str) -> State:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import weakref
 from collections import OrderedDict
 
 from ctsam3d.expansion import Expansion
@@ -31,7 +32,7 @@ class BackgroundExpansion:
     def __init__(self, sessions: SessionStore, turns: Turns):
         self._sessions, self._turns = sessions, turns
         self._lock = threading.Lock()
-        self._waiting: OrderedDict[SessionKey, HeldSession] = OrderedDict()
+        self._waiting: OrderedDict[SessionKey, weakref.ref[HeldSession]] = OrderedDict()  # the store alone keeps them
         self._thread: threading.Thread | None = None
         self._closed = False
 
@@ -43,7 +44,7 @@ class BackgroundExpansion:
         with self._lock:
             if self._closed:
                 return
-            self._waiting[key] = own
+            self._waiting[key] = weakref.ref(own)
             if self._thread is None:
                 # Not a daemon: the interpreter waits for the running slice, rather than ending under PyTorch.
                 self._thread = threading.Thread(target=self._run, name="ctsam3d-expansion")
@@ -65,13 +66,16 @@ class BackgroundExpansion:
                     return
                 if self._slice(*entry):
                     with self._lock:
-                        self._waiting.setdefault(*entry)
+                        self._waiting.setdefault(entry[0], weakref.ref(entry[1]))
+                del entry  # or a forgotten session would live until the next turn
 
     def _next(self) -> tuple[SessionKey, HeldSession] | None:
         """The session whose slice is next; None, and the thread's end, where there is none."""
         with self._lock:
-            if self._waiting and not self._closed and threading.main_thread().is_alive():
-                return self._waiting.popitem(last=False)
+            while self._waiting and not self._closed and threading.main_thread().is_alive():
+                key, reference = self._waiting.popitem(last=False)
+                if (own := reference()) is not None:
+                    return key, own
             self._thread = None
             return None
 

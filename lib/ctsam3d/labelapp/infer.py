@@ -31,7 +31,7 @@ from ctsam3d.segmenter import Segmenter, load
 
 logger = logging.getLogger(__name__)
 
-STAGES = ("crop", "features", "decode", "propose", "write")  # of `Session.seconds`
+STAGES = ("crop", "features", "decode", "propose", "cut", "write")  # of `Session.seconds`
 _UNUSABLE = (OSError, ValueError, RuntimeError)  # what loading weights raises
 
 
@@ -286,7 +286,7 @@ class ClickInferTask(InferTask):
 
         Returns:
             The label map's file, which the caller deletes, or None; and the parameters of the reply: ``label_names``,
-            ``latencies`` (seconds: read, wait, crop, features, decode, propose, write, merge, reply, total),
+            ``latencies`` (seconds: read, wait, crop, features, decode, propose, cut, write, merge, reply, total),
             ``version``, ``patches``, ``expansion`` (of each structure: proposed, segmented, rejected, ended; see
             `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels).
 

@@ -198,9 +198,10 @@ class Retraining:
         after = self._scores(trained, material)
         if before.reference is None or after.reference is None:
             raise ValueError("reference set must hold a structure that is large enough, it has none")
-        best = _best_reference(base, before.reference)
-        decision = self._decide(before, after, best)
-        notes = {**self._notes(base, material, before, after, decision), "reference_best": [best, repr(REFERENCE)]}
+        best = _best(base, "reference_best", before.reference.mean), _best(base, "proposals_best", before.proposals)
+        decision = self._decide(before, after, *best)
+        notes = self._notes(base, material, before, after, decision)
+        notes |= {name: [score, repr(REFERENCE)] for name, score in zip(("reference_best", "proposals_best"), best)}
         return self._conclude(decision, trained, base, expected, notes)
 
     # ---- material -------------------------------------------------------------------------------------------------
@@ -343,9 +344,10 @@ class Retraining:
         for name, value in {**measured.by_clicks, "proposals": round(measured.proposals, 4)}.items():
             self.status.update(**{name: {**self.status.values.get(name, {}), when: value}})
 
-    def _decide(self, before: Measured, after: Measured, best: float) -> Decision:
-        reference, validation = (best, after.reference.mean), (before.validation, after.validation)
-        proposals = before.proposals, after.proposals
+    def _decide(self, before: Measured, after: Measured, reference: float, proposals: float) -> Decision:
+        """`reference`, `proposals`: the best so far."""
+        reference, proposals = (reference, after.reference.mean), (proposals, after.proposals)
+        validation = before.validation, after.validation
         if None in validation:
             return decide(reference, proposals)
         return decide(reference, proposals, (validation[0].mean, validation[1].mean), validation[1].cases)
@@ -415,13 +417,13 @@ def _preset(config: NetworkConfig) -> str:
     raise ValueError(f"weights must have the network of a preset ({', '.join(PRESETS)}) to be trained, got {config}")
 
 
-def _best_reference(base: Checkpoint, score: Scores) -> float:
-    """The best score that `base` or one of its ancestors had on the reference set.
+def _best(base: Checkpoint, name: str, score: float) -> float:
+    """The best of a score on the reference set that `base` or one of its ancestors had.
 
     Against the last one alone, version after version could lose a little.
     """
-    best, of = base.notes.get("reference_best", (0.0, ""))
-    return max(score.mean, best) if of == repr(REFERENCE) else score.mean
+    best, of = base.notes.get(name, (0.0, ""))
+    return max(score, best) if of == repr(REFERENCE) else score
 
 
 def _scores(values: dict | None) -> Scores | None:

@@ -44,11 +44,11 @@ class ChannelLayerNorm(nn.LayerNorm):
 def instance_norm(x: Tensor) -> Tensor:
     """`F.instance_norm` of (B, C, D, H, W), in x's memory format.
 
-    PyTorch's own brings channels-last volumes into another order and back, which takes ten times as long on a CPU. The
-    norm of one instance is a batch norm of a batch of one.
+    PyTorch's own brings channels-last volumes into another order and back. Its batch norm does not, but sums plainly in
+    single precision, which is off by 2e-4 over 64³ voxels.
     """
-    ones = [torch.native_batch_norm(one, None, None, None, None, True, 0.0, INSTANCE_NORM_EPS)[0] for one in x.split(1)]
-    return torch.cat(ones) if len(ones) > 1 else ones[0]
+    centred = x - x.mean((2, 3, 4), keepdim=True)
+    return centred * torch.rsqrt(centred.square().mean((2, 3, 4), keepdim=True) + INSTANCE_NORM_EPS)
 
 
 class PositionAttention(nn.Module):
