@@ -161,6 +161,14 @@ def test_the_reference_set_does_not_erode(app):
     assert not outcome["published"] and "more than 0.01 worse, 0.5000 -> 0.4840" in outcome["reason"]
 
 
+def test_p_does_not_erode(labelled, monkeypatch):
+    scores = iter([0.9, 0.885, 0.885, 0.87])
+    monkeypatch.setattr(retrain, "proposal_score", lambda segmenter, cases: next(scores))
+    assert labelled.press()["published"]
+    outcome = labelled.press()
+    assert not outcome["published"] and "more than 0.02 worse, 0.9000 -> 0.8700" in outcome["reason"]
+
+
 def test_a_stray_file_in_the_cache_is_left_alone(labelled):
     stray = labelled.versions.folder / "cache" / ".DS_Store"
     stray.parent.mkdir(parents=True)
