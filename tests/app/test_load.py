@@ -28,6 +28,7 @@ from ctsam3d.labelapp.load import (
 )
 from ctsam3d.labelapp.local_server import copy_app, local_server
 
+BUDGET = int(os.environ.get("CTSAM3D_EXPAND_BUDGET", 4))  # patches that a click may open; the app's own is 64
 APP = Path(__file__).parents[2] / "apps" / "ctsam3d"
 
 
@@ -40,7 +41,10 @@ def served(tmp_path_factory):
     """A server over three small phantoms."""
     folder = tmp_path_factory.mktemp("load")
     studies = write_studies(folder / "studies", 3, (3.0, 3.0, 4.0), seed=11)
-    with local_server(copy_app(APP, folder / "app"), folder / "studies", folder / "server.log") as server:
+    app = copy_app(APP, folder / "app")
+    with open(app / "main.py", "a", encoding="utf-8") as main:
+        main.write(f"\nfrom ctsam3d import expansion\nexpansion.BUDGET = {BUDGET}\n")
+    with local_server(app, folder / "studies", folder / "server.log") as server:
         yield server, studies
 
 
