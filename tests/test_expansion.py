@@ -97,12 +97,12 @@ def test_covered():
 def test_patches_agree_where_they_overlap():
     tube = Box((0, 90, 90), (200, 100, 100))
     one = patch((64, 64, 64), tube)
-    assert agrees(patch((96, 64, 64), tube), one)
-    assert not agrees(patch((96, 64, 64), Box((96, 70, 70), (160, 120, 120))), one)  # floods
-    assert not agrees(patch((96, 64, 64), Box((130, 90, 90), (160, 100, 100))), one)  # begins too late
-    assert agrees(patch((96, 64, 64)), patch((64, 64, 64)))  # nothing on both sides
+    assert agrees(patch((96, 64, 64), tube), [one])
+    assert not agrees(patch((96, 64, 64), Box((96, 70, 70), (160, 120, 120))), [one])  # floods
+    assert not agrees(patch((96, 64, 64), Box((130, 90, 90), (160, 100, 100))), [one])  # begins too late
+    assert agrees(patch((96, 64, 64)), [patch((64, 64, 64))])  # nothing on both sides
     # In the outermost 8 voxels of either they may differ.
-    assert agrees(patch((112, 64, 64), Box((113, 64, 64), (119, 128, 128))), one)
+    assert agrees(patch((112, 64, 64), Box((113, 64, 64), (119, 128, 128))), [one])
 
 
 def test_islands_are_dropped():

@@ -22,7 +22,7 @@ STRIDE = 40  # voxels between the centres of a patch and its neighbours
 SLIVER = 16  # voxels that a step leaves to the scan's edge at least, or else it goes there
 REACH = 16  # voxels from the faces towards a neighbour within which a mask must come for the neighbour to be looked at
 COVERED = 0.9  # of a patch; one that others cover so far tells nothing new
-AGREEMENT = 0.5  # DSC that a new patch's mask must have with that of the patch that led to it, where they overlap
+AGREEMENT = 0.5  # DSC that a new patch's mask must have with those of the opened ones that it overlaps
 BLEND_VOXELS = 8  # over this depth from its faces a patch fades into the patches below it
 BARRED_MARGIN = 3  # voxels around what was cut off that no expansion fills, as it would find it a little larger
 BUDGET = 64  # patches that one click may open
@@ -161,16 +161,19 @@ def peak(heatmap: np.ndarray) -> tuple[Zyx, float]:
 # ---- what joins the mask -------------------------------------------------------------------------------------------
 
 
-def agrees(patch: Patch, other: Patch) -> bool:
-    """Whether two patches have a mask alike where they overlap, apart from the uncertain faces.
+def agrees(patch: Patch, others: Sequence[Patch]) -> bool:
+    """Whether a patch's mask is like that of `others` where they overlap, apart from the uncertain faces.
 
-    Where neither has anything, they are alike.
+    Where none has anything, they are alike.
     """
-    shared = patch.box_zyx.grown(-BLEND_VOXELS).intersection(other.box_zyx.grown(-BLEND_VOXELS))
-    if shared.empty:
-        return True
-    one, two = patch.mask[shared.slices(patch.box_zyx)], other.mask[shared.slices(other.box_zyx)]
-    return 2 * int((one & two).sum()) >= AGREEMENT * (int(one.sum()) + int(two.sum()))
+    inner = patch.box_zyx.grown(-BLEND_VOXELS)
+    both = total = 0
+    for other in others:
+        shared = inner.intersection(other.box_zyx.grown(-BLEND_VOXELS))
+        if not shared.empty:
+            one, two = patch.mask[shared.slices(patch.box_zyx)], other.mask[shared.slices(other.box_zyx)]
+            both, total = both + 2 * int((one & two).sum()), total + int(one.sum()) + int(two.sum())
+    return both >= AGREEMENT * total
 
 
 def without_islands(probability: np.ndarray, seed_zyx: Zyx, previous: np.ndarray) -> np.ndarray:

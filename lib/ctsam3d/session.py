@@ -452,7 +452,8 @@ class Session:
         for own in barred:
             if not own.box_zyx.intersection(box).empty:
                 new = new.without(own.on(box))
-        if not new.mask[seed] or not agrees(new, source):
+        others = [own for own in state.patches if own.source or own is source]  # clicks decide elsewhere
+        if not new.mask[seed] or not agrees(new, others):
             return None
         probability = expansion.without_islands(new.probability, seed, blend(state.patches, box))
         return dataclasses.replace(new, probability=probability, source=source.box_zyx)
@@ -500,7 +501,7 @@ def _next_in_queue(state: State, most: int) -> tuple[Box, list[Box]]:
 
 
 def _follows(child: Patch, patch: Patch) -> bool:
-    return expansion.leads_to(patch, child.box_zyx) and agrees(child, patch)
+    return expansion.leads_to(patch, child.box_zyx) and agrees(child, [patch])
 
 
 def _counted(state: State, accepted: bool) -> State:
