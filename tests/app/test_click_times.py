@@ -62,10 +62,7 @@ def test_rows_over_http():
     voxels_mb = 128 * 128 * 150 / 1e6
     for row in tables["http"]:
         assert 0 < row["decode s"] < row["click s"] or row["click"] == "no new click"
-        if row["reply"] == ".nrrd":
-            assert voxels_mb < row["reply MB"] < voxels_mb + 0.01
-        else:
-            assert row["reply MB"] < voxels_mb / 10
+        assert 0 < row["reply MB"] < voxels_mb / 10
     assert [row["structures"] for row in tables["memory"]] == [0, 1, 5] * 2
     assert all(row["RSS MB"] > 100 for row in tables["memory"])
     (row,) = tables["sample app"]
