@@ -137,6 +137,7 @@ class _FeatureCache:
         self._lock = threading.RLock()  # a scan may be freed, and its finaliser run, at any moment
 
     def get(self, volume: Volume, box: Box, make: Callable[[], Features]) -> Features:
+        """The features of a box of a scan; `make` gives them where they are not there."""
         key = id(volume), box
         with self._lock:
             if key in self._entries:

@@ -7,7 +7,6 @@ A `Segmenter` holds the network, `Session` the clicks on one structure. Clicks c
 from __future__ import annotations
 
 import dataclasses
-import logging
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -24,8 +23,6 @@ from ctsam3d.model.build import PATCH_SIZE
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu, probability_on_scan
 from ctsam3d.volume import Box, Click, ModelGrid, Volume, check_click_ijk
-
-log = logging.getLogger(__name__)
 
 CROPS = 8  # patches in HU that a session keeps
 SEED_DISTANCE = 8  # voxels; nearer to a negative click, P's click would be contradicted at once

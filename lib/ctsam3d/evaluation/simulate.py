@@ -118,7 +118,7 @@ class _Error:
 
     def _masks(self) -> tuple[Box, np.ndarray, np.ndarray]:
         box_ijk = self.target_box_ijk.union(self.session.mask_box_ijk)
-        return box_ijk, self.session.mask()[box_ijk.slices()].astype(bool), self.target_ijk[box_ijk.slices()]
+        return box_ijk, self.session.mask(box_ijk).astype(bool), self.target_ijk[box_ijk.slices()]
 
     def next_click(self) -> tuple[tuple[int, int, int], bool] | None:
         """Voxel (i, j, k) of the scan and sign; None where mask and target agree."""
