@@ -122,6 +122,6 @@ def test_the_reference_set_holds_all_its_structures(tmp_path):
         made = phantom_case(tmp_path, spec)
         assert made.names == spec.structures
     segmenter = load("default")
-    one = validate(segmenter, [made], seeds=1)
-    assert one == validate(segmenter, [made], seeds=1)
-    assert one.runs == len(REFERENCE[-1].structures) and 0 < one.dsc[0] < one.dsc[-1] < 1
+    one = validate(segmenter, [made], seeds=1, max_structures=3)
+    assert one == validate(segmenter, [made], seeds=1, max_structures=3)
+    assert one.runs == 3 and 0 < one.dsc[0] < one.dsc[-1] < 1
