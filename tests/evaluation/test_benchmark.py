@@ -12,10 +12,10 @@ from ctsam3d.evaluation.benchmark import (
     benchmark_decode,
     benchmark_expansion,
     benchmark_session,
-    dense_modulation,
+    plain_decoder,
 )
 from ctsam3d.model import build
-from ctsam3d.model.decoder import PsapLayer
+from ctsam3d.model.modulation import PsapLayer
 
 CPU = torch.device("cpu")
 
@@ -29,16 +29,16 @@ def test_ball_fills_its_share_of_the_patch(fill):
     assert ball[0, 0, 0] == pytest.approx(1e-4)
 
 
-def test_dense_modulation_calls_the_plain_convolutions_and_then_no_more(monkeypatch):
+def test_a_plain_decoder_takes_no_short_way_and_then_does_again(monkeypatch):
     network, called = build("tiny"), []
-    plain = PsapLayer.dense_modulation
-    monkeypatch.setattr(PsapLayer, "dense_modulation", lambda layer, maps: called.append(layer) or plain(layer, maps))
+    plain = PsapLayer.dense
+    monkeypatch.setattr(PsapLayer, "dense", lambda layer, *maps: called.append(layer) or plain(layer, *maps))
     prompts = torch.zeros(1, 3, 64, 64, 64)
     prompts[0, 0, 30:34, 30:34, 30:34] = 1
     layers = sum(isinstance(module, PsapLayer) for module in network.modules())
     with torch.inference_mode():
         features = network.encode(torch.rand(1, 1, 64, 64, 64))
-        with pytest.raises(RuntimeError), dense_modulation(network):
+        with pytest.raises(RuntimeError), plain_decoder(network):
             dense = network.decode(features, prompts)
             assert len(called) == layers
             raise RuntimeError  # an error leaves no network dense

@@ -1,7 +1,6 @@
 """How long a click takes, alone in the library, and a step of training, by stage; medians of one run.
 
-Clicks are timed against the dense path: the same weights, patches and memory layout, with the prompts' modulation
-computed by plain convolutions over the whole patch.
+Clicks are timed against the dense path: the same weights, patches and memory layout, every layer called as it stands.
 """
 
 from __future__ import annotations
@@ -28,7 +27,7 @@ from ctsam3d.data.phantoms import make_phantom
 from ctsam3d.evaluation.timing import Row, in_turn, median_row, seconds_of, wait
 from ctsam3d.expansion import QUIET, Patch, neighbours
 from ctsam3d.model.build import PATCH_SIZE, PRESETS, SPACING_MM, build
-from ctsam3d.model.decoder import PsapLayer
+from ctsam3d.model.modulation import PsapLayer
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu
 from ctsam3d.segmenter import Segmenter
@@ -63,21 +62,21 @@ def make_segmenter(preset: str, device: str, feedback: int | None = None, seed: 
 
 
 @contextmanager
-def dense_modulation(network: nn.Module) -> Iterator[None]:
-    """While the block runs, the prompts of `network` are evaluated by plain convolutions over the whole patch."""
-    layers = [module for module in network.modules() if isinstance(module, PsapLayer)]
+def plain_decoder(network: nn.Module) -> Iterator[None]:
+    """While the block runs, the decoder of `network` takes no short way."""
+    layers = [module for module in network.modules() if hasattr(module, "plain")]
     for layer in layers:
-        layer.forward = layer.dense
+        layer.plain = True
     try:
         yield
     finally:
         for layer in layers:
-            del layer.forward
+            layer.plain = False
 
 
 def _sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
     def dense():
-        with dense_modulation(network):
+        with plain_decoder(network):
             return run()
 
     return {"sparse": run, "dense": dense}
@@ -147,7 +146,7 @@ def benchmark_decode(presets: Sequence[str], repeats: int, device: str, seed: in
 
     Returns:
         A row a preset and previous mask: median seconds of both paths, their ratio, in how many layers the sparse path
-        was dense too (see `PsapLayer.modulation`), and the largest absolute difference between the logits.
+        was dense too (see `PsapLayer.forward`), and the largest absolute difference between the logits.
     """
     phantom = make_phantom(seed, region="abdomen")
     hu_zyx = _liver_patch_hu(phantom.volume, phantom.labels_ijk)
@@ -192,17 +191,17 @@ def _counting_dense(network: nn.Module) -> Iterator[list[PsapLayer]]:
     called: list[PsapLayer] = []
     layers = [module for module in network.modules() if isinstance(module, PsapLayer)]
 
-    def counted(layer: PsapLayer, prompts: Tensor) -> tuple[Tensor, Tensor]:
+    def counted(layer: PsapLayer, x: Tensor, prompts: Tensor) -> Tensor:
         called.append(layer)
-        return PsapLayer.dense_modulation(layer, prompts)
+        return PsapLayer.dense(layer, x, prompts)
 
     for layer in layers:
-        layer.dense_modulation = partial(counted, layer)
+        layer.dense = partial(counted, layer)
     try:
         yield called
     finally:
         for layer in layers:
-            del layer.dense_modulation
+            del layer.dense
 
 
 def _liver_patch_hu(volume: Volume, labels_ijk: np.ndarray) -> np.ndarray:

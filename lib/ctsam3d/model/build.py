@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from torch import nn
 
 from ctsam3d.model.cross_patch import CrossPatchPrompter
-from ctsam3d.model.decoder import Decoder, PsapLayer, RffLayer
+from ctsam3d.model.decoder import Decoder
 from ctsam3d.model.encoder import RestEncoder, UnetEncoder
+from ctsam3d.model.modulation import PsapLayer, RffLayer
 from ctsam3d.model.sam3d import SAM3D
 
 PATCH_SIZE = 64  # voxels a side
