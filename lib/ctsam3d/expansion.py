@@ -127,7 +127,10 @@ def _axes_aside(one: Box, other: Box) -> int:
 
 
 def leads_to(patch: Patch, neighbour: Box, reach: int = REACH) -> bool:
-    """Whether a patch's mask comes near all the faces behind which a neighbour lies."""
+    """Whether a patch's mask comes near all the faces behind which a neighbour lies.
+
+    As `REACH` is less than what neighbours share, such a neighbour holds some of the mask: none lies in the air alone.
+    """
     near = []
     for a, b, n in zip(patch.box_zyx.start, neighbour.start, patch.box_zyx.shape):
         near.append(slice(n - reach, n) if b > a else slice(0, reach) if b < a else slice(None))
