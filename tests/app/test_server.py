@@ -97,6 +97,18 @@ def test_every_output_of_the_original_route(server, clicks):
     assert no_file.json().keys() == values.json().keys()
 
 
+def test_a_large_file_is_small_on_the_wire(server, clicks):
+    """Uncompressed, as OHIF asks for it: browsers, and `requests`, undo the content coding."""
+    params = {**spleen([clicks[0]]), "result_extension": ".nrrd", "result_compress": False, "result_dtype": "float64"}
+    for query in ({"output": "image"}, {}):
+        plain = server.post(params=json.dumps(params), query=query, headers={"accept-encoding": "identity"})
+        coded = server.post(params=json.dumps(params), query=query)
+        assert coded.headers["content-encoding"] == "gzip" and "content-encoding" not in plain.headers
+        assert int(coded.headers["content-length"]) < len(coded.content) / 20
+        file = slice(coded.content.find(b"NRRD"), coded.content.rfind(b"\r\n--") if not query else None)
+        assert len(coded.content[file]) > 8e6 and coded.content[file] in plain.content
+
+
 def test_nothing_is_left_behind(server, clicks):
     server.click("organs", spleen([clicks[0]]), "temporary")
     server.infer("", spleen([clicks[0]]), "temporary", file=str(server.scans["organs"].path))

@@ -35,6 +35,7 @@ from ctsam3d.data.io import WRITABLE_SUFFIXES
 from ctsam3d.labelapp.infer import ClickInferTask, rejected
 from ctsam3d.labelapp.requests import RequestError, decode_params
 from ctsam3d.labelapp.train import ClickTrainTask
+from ctsam3d.labelapp.transport import WORTH_IT, gzipped, takes_gzip
 
 _APPLICATION = "monailabel.app"  # the module of MONAI Label's FastAPI application
 _OUTPUTS = tuple(kind.value for kind in ResultType)
@@ -96,6 +97,9 @@ def _add_infer(router: APIRouter, app: MONAILabelApp) -> None:
                 result_file, reply = task.segment(values, path, name, client_of(http), wanted)
         if output == "dicom_seg":
             return _send_dicom_seg(path, result_file, values["label_info"], background_tasks)
+        if result_file and output != "json" and os.path.getsize(result_file) > WORTH_IT and takes_gzip(http):
+            background_tasks.add_task(remove_file, result_file)
+            return gzipped(result_file, reply, alone=output == "image")
         return send_response(app.datastore(), {"file": result_file, "params": reply}, output, background_tasks)
 
     @router.post("/infer/wsi/{model}")
