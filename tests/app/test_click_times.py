@@ -8,6 +8,7 @@ import pytest
 
 from ctsam3d.data.io import write_volume
 from ctsam3d.labelapp.click_times import STRUCTURES, benchmark_http, make_large_scan
+from ctsam3d.labelapp.local_server import copy_app
 from ctsam3d.labelapp.sample_app import sample_app_click
 from ctsam3d.segmenter import load
 
@@ -55,8 +56,11 @@ def test_sample_app_click_puts_its_patch_back_onto_the_scan(scan, tmp_path):
 
 
 @pytest.mark.slow
-def test_rows_over_http():
-    tables = benchmark_http(APP, repeats=1, zoom=1)
+def test_rows_over_http(tmp_path):
+    app = copy_app(APP, tmp_path / "app")
+    with open(app / "main.py", "a", encoding="utf-8") as main:
+        main.write("\nfrom ctsam3d import expansion\nexpansion.BUDGET = 3\n")  # patches a click, to be done sooner
+    tables = benchmark_http(app, repeats=1, zoom=1)
     kinds = ["first, image not read", "first", "next", "no new click"]
     assert {(row["expand"], row["click"]) for row in tables["http"]} == {(e, k) for e in (False, True) for k in kinds}
     voxels_mb = 128 * 128 * 150 / 1e6
