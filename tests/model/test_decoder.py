@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from ctsam3d.model import build
 from ctsam3d.model.decoder import Decoder
-from ctsam3d.model.layers import Conv3d
+from ctsam3d.model.layers import Conv3d, conv3d_by_planes
 from ctsam3d.model.modulation import PsapLayer
 from ctsam3d.model.prompts import prompt_maps
 
@@ -108,3 +108,22 @@ def test_logits_are_those_of_the_plain_path(name, monkeypatch):
         plain = network.decode(features, prompts)
     assert plain.std() > 0.1 and torch.allclose(short, plain, atol=1e-4)
     assert torch.allclose(two, plain, atol=1e-4)
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 4, 3), (2, 6, 5, 8), (3, 16, 16, 16)])
+def test_a_convolution_by_planes_is_the_convolution(shape):
+    """Two planes, an odd height, a batch; also where the memory is not channels-last."""
+    batch, *size = shape
+    generator = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(batch, 5, *size, generator=generator), torch.randn(7, 5, 3, 3, 3, generator=generator)
+    bias = torch.randn(7, generator=generator)
+    for layout in (torch.contiguous_format, torch.channels_last_3d):
+        with torch.no_grad():
+            found = conv3d_by_planes(x.contiguous(memory_format=layout), weight, bias)
+        assert torch.allclose(found, F.conv3d(x, weight, bias, padding=1), atol=1e-4)
+
+
+def test_what_goes_by_planes():
+    for channels, size, kernel, goes in [(32, 4, 3, True), (16, 4, 3, False), (32, 5, 3, False), (32, 4, 1, False)]:
+        layer = Conv3d(channels, 32, kernel, padding=kernel // 2)
+        assert layer._by_planes_pays(torch.zeros(1, channels, size, 4, 4)) is goes

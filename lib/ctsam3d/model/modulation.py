@@ -119,7 +119,7 @@ class PsapLayer(nn.Module):
 _ROWS = 512  # voxels at a time; their neighbours then stay in a core's cache
 # From this share of the volume on one large convolution is faster than rows; from less where there are few hidden
 # channels, as the rest of the work on a row costs as much as that many of them. Measured for 16, 32 and 128 on a CPU.
-_DENSE_SHARE, _ROW_OVERHEAD = 0.75, 16
+_DENSE_SHARE, _ROW_OVERHEAD = 0.6, 16
 
 
 def _near_something(prompts: Tensor) -> Tensor:
