@@ -124,6 +124,7 @@ def test_a_convolution_by_planes_is_the_convolution(shape):
 
 
 def test_what_goes_by_planes():
-    for channels, size, kernel, goes in [(32, 4, 3, True), (16, 4, 3, False), (32, 5, 3, False), (32, 4, 1, False)]:
-        layer = Conv3d(channels, 32, kernel, padding=kernel // 2)
-        assert layer._by_planes_pays(torch.zeros(1, channels, size, 4, 4)) is goes
+    for channels, size, kernel, goes in [(64, 16, 3, True), (32, 16, 3, False), (64, 17, 3, False), (64, 16, 1, False)]:
+        layer = Conv3d(channels, 64, kernel, padding=kernel // 2)
+        assert layer._by_planes_pays(torch.zeros(1, channels, size, 16, 16)) is goes
+    assert not Conv3d(64, 64, 3, padding=1)._by_planes_pays(torch.zeros(1, 64, 8, 8, 8))

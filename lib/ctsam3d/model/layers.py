@@ -30,7 +30,8 @@ class Conv3d(nn.Conv3d):
 
     def _by_planes_pays(self, x: Tensor) -> bool:
         usual = (self.kernel_size, self.padding, self.stride, self.groups) == ((3, 3, 3), (1, 1, 1), (1, 1, 1), 1)
-        return usual and x.shape[2] % 2 == 0 and min(self.in_channels, self.out_channels) >= _MANY_CHANNELS
+        large = min(self.in_channels, self.out_channels) >= _MANY_CHANNELS and min(x.shape[2:]) >= _MANY_VOXELS
+        return usual and large and x.shape[2] % 2 == 0
 
 
 def conv3d_by_planes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
@@ -66,7 +67,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, padding, stride, gro
 
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
-_MANY_CHANNELS = 32  # from here on the products outweigh what the sums of planes cost
+_MANY_CHANNELS, _MANY_VOXELS = 64, 16  # a side; from here on the products outweigh what the sums of planes cost
 
 
 class ChannelLayerNorm(nn.LayerNorm):
