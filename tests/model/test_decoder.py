@@ -91,7 +91,7 @@ def test_each_patch_of_a_batch_has_its_own_prompts(layer):
 @pytest.mark.parametrize("name", PROMPTS)
 def test_logits_are_those_of_the_plain_path(name, monkeypatch):
     torch.manual_seed(0)
-    network = build("tiny").to(memory_format=torch.channels_last_3d).eval()
+    network = build("small").to(memory_format=torch.channels_last_3d).eval()
     for module in network.modules():
         if isinstance(module, PsapLayer):  # as strong as after training
             torch.nn.init.normal_(module.gamma.weight, std=0.1)

@@ -61,9 +61,13 @@ class Decoder(nn.Module):
                 x = self.upscales[stage](x)
             if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
                 x = torch.cat([x, skips.pop()], dim=1)
-        if self.plain or torch.is_grad_enabled() or x.device.type != "cpu":
+        wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
+        if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))
         return _upscale_and_head(x, self.upscales[-1], self.head)
+
+
+_MANY_CHANNELS = 16  # of the head; a CPU's cache holds fewer ones anyway
 
 
 def _upscale_and_head(x: Tensor, up: nn.Sequential, head: nn.Conv3d) -> Tensor:

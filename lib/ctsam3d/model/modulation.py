@@ -43,11 +43,11 @@ class PsapLayer(nn.Module):
         """
         if self.plain or torch.is_grad_enabled():
             return self.dense(x, prompts)
-        places = _near_something(prompts).nonzero(as_tuple=True)
-        hidden = self.shared.out_channels
-        if len(places[0]) > _DENSE_SHARE * hidden / (hidden + _ROW_OVERHEAD) * prompts[:, 0].numel():
+        filled, hidden = (prompts != 0).any(1), self.shared.out_channels
+        most = _DENSE_SHARE * hidden / (hidden + _ROW_OVERHEAD) * filled.numel()
+        if int(filled.sum()) > most or int((near := _near(filled)).sum()) > most:  # the first is sooner known
             return self.dense(x, prompts)
-        return self.sparse(x, prompts, places)
+        return self.sparse(x, prompts, near.nonzero(as_tuple=True))
 
     def dense(self, x: Tensor, prompts: Tensor) -> Tensor:
         """The equation as it stands; the truth for `sparse`."""
@@ -122,9 +122,9 @@ _ROWS = 512  # voxels at a time; their neighbours then stay in a core's cache
 _DENSE_SHARE, _ROW_OVERHEAD = 0.6, 16
 
 
-def _near_something(prompts: Tensor) -> Tensor:
-    """bool (B, D, H, W): whether anything in the maps (B, 3, D, H, W) is up to 2 voxels away along each axis."""
-    near = (prompts != 0).any(1).float()  # (B, D, H, W)
+def _near(filled: Tensor) -> Tensor:
+    """bool (B, D, H, W): whether anything that is true in one is up to 2 voxels away along each axis."""
+    near = filled.float()
     for axis in (1, 2, 3):
         lines = near.movedim(axis, -1)
         near = F.max_pool1d(lines.flatten(0, 2)[:, None], 5, 1, 2)[:, 0].view(lines.shape).movedim(-1, axis)
