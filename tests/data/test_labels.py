@@ -160,7 +160,7 @@ def test_colours_mean_something_and_stay():
     )  # fmt: skip
     for name in NAMES:
         red, green, blue = COLOURS[name]
-        if "artery_left" in name and "iliac" in name or name == "aorta":
+        if name in ("aorta", "iliac_artery_left"):
             assert red > 2 * max(green, blue)
         if "vena" in name or "vein" in name:
             assert blue == max(red, green, blue)

@@ -1,4 +1,4 @@
-"""A colour for each of the 107 structures: arteries red, veins blue, airways cyan, bones pale, muscles brown, fat yellow.
+"""A colour for each of the 107: arteries red, veins blue, airways cyan, bones pale, muscles red-brown, fat yellow.
 
 The colours are fixed by name, so that a structure looks the same in every picture, client and version. Of a pair the
 right one is darker; along spine and ribs three shades alternate, so that neighbours can be told apart.
