@@ -20,7 +20,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from ctsam3d.data.files import atomic_path
+from ctsam3d.data.files import atomic_path, clear_temporary
 from ctsam3d.data.labels import VALUE_OF
 
 SUFFIX = ".nii.gz"
@@ -109,6 +109,9 @@ class Store:
             raise ValueError(f"out {self.folder} must have one conversion at a time, another is writing") from error
         try:
             shutil.rmtree(self._private / "work", ignore_errors=True)
+            clear_temporary(self._private)
+            for path in self.folder.glob(".writing-*"):  # not below it, where the labels of a team lie
+                path.unlink(missing_ok=True)
             yield
         finally:
             lock.release()
