@@ -32,6 +32,16 @@ def test_validation_counts_as_training(tmp_path):
     assert parts_of(find_source_cases(tmp_path)) == expected
 
 
+def test_the_papers_split_of_version_1(tmp_path):
+    """1204 cases: 1139 for training, 65 for testing."""
+    counts = {"train": 1082, "val": 57, "test": 65}
+    splits = [split for split, count in counts.items() for _ in range(count)]
+    names = [f"s{n:04}" for n in range(1204)]
+    write_meta(bare_cases(tmp_path, *names), dict(zip(names, splits)))
+    parts = [case.part for case in find_source_cases(tmp_path)]
+    assert (parts.count(TRAINING), parts.count(TEST)) == (1139, 65)
+
+
 def test_without_a_split_a_hash_of_the_patient_decides(tmp_path):
     bare_cases(tmp_path, *(f"s{n:03}" for n in range(400)))
     parts = parts_of(find_source_cases(tmp_path))
@@ -224,7 +234,12 @@ def test_a_mask_that_leaves_the_image_is_refused():
     large[17, 4, 4] = 0
     mask, what = on_image_grid(large, AFFINE, IMAGE)
     assert what == RESAMPLED and np.array_equal(mask, MASK)
-    assert not on_image_grid(np.zeros((3, 3, 3), np.uint8), AFFINE, IMAGE)[0].any()
+
+
+def test_an_empty_mask_is_empty_on_every_grid():
+    for shape in ((3, 3, 3), SHAPE):
+        mask, what = on_image_grid(np.zeros(shape, np.uint8), np.eye(4), IMAGE)
+        assert what == SAME and mask.shape == SHAPE and not mask.any()
 
 
 # ---- label maps ----------------------------------------------------------------------------------------------------

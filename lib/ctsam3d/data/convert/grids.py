@@ -62,6 +62,8 @@ def on_image_grid(labels: np.ndarray, affine: np.ndarray, image: Volume) -> tupl
     Raises:
         ValueError: as many voxels as the image, but elsewhere, so that its header is wrong; or labels outside it.
     """
+    if not labels.any():  # an empty one is empty on every grid
+        return np.zeros(image.shape_ijk, labels.dtype), SAME
     moved = onto_grid(labels, affine, image)
     if moved is not None:
         same = labels.shape == image.shape_ijk and np.allclose(affine[:3, :3], image.affine_ras_mm[:3, :3], atol=0.01)
@@ -82,8 +84,6 @@ def on_image_grid(labels: np.ndarray, affine: np.ndarray, image: Volume) -> tupl
 def _check_inside(labels: np.ndarray, affine: np.ndarray, image: Volume) -> None:
     """Raises ValueError where labelled voxels lie more than one voxel outside the image."""
     used = [np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis}))) for axis in range(3)]
-    if not used[0].size:
-        return
     to_image = np.linalg.inv(image.affine_ras_mm) @ affine
     corners_ijk = _corners([(part[0], part[-1]) for part in used])
     places = to_image[:3, :3] @ corners_ijk + to_image[:3, 3:]
