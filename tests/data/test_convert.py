@@ -191,6 +191,7 @@ def test_a_direction_that_is_not_orthonormal(tmp_path):
     write_masks_case(tmp_path / "in" / "s0", affine=affine)
     record, labels = one(tmp_path)
     assert record.direction_mended and np.array_equal(labels, expected_map())
+    assert (record.reoriented, record.header_mended, record.resampled) == (0, 0, 0)  # the masks have the image's header
     image, label = (nib.load(path) for path in (tmp_path / "out").rglob("s0.nii.gz"))
     direction = image.affine[:3, :3] / 1.5
     assert np.allclose(direction.T @ direction, np.eye(3), atol=1e-6)

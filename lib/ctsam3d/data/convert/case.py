@@ -26,6 +26,21 @@ MAX_VALUE = 2**16 - 1  # of a label map; more are no labels
 
 
 @dataclass(frozen=True, eq=False)
+class Image:
+    """The scan of a case.
+
+    Attributes:
+        source: its grid as downloaded, on which its labels should lie.
+        grid: the grid that it has in the datastore; another one where its direction was mended.
+        volume: the scan where its file is written anew; None where the file is copied, so that no memory is held.
+    """
+
+    source: Volume
+    grid: Volume
+    volume: Volume | None
+
+
+@dataclass(frozen=True, eq=False)
 class Labels:
     """The label map of a case, and what was found on the way to it.
 
@@ -59,34 +74,36 @@ def convert_case(case: SourceCase, store: Store) -> Record:
     start = time.monotonic()
     record = Record(case.name, case.part, case.source_part, case.patient, fingerprint(case.folder))
     try:
-        volume, mended = _read_image(case.folder)
-        labels = _read_labels(case.folder, grid_of(volume))
+        image = _read_image(case.folder)
+        labels = _read_labels(case.folder, image.source)
     except (OSError, ValueError) as error:
         return replace(record, refused=_reason(error, case.folder), seconds=time.monotonic() - start)
     with store.work(case.name) as work:
-        image = work / "image.nii.gz"
-        if mended or not (case.folder / IMAGE).is_file():
-            write_volume(image, volume)
+        image_file, label_file = work / "image.nii.gz", work / "label.nii.gz"
+        if image.volume is not None:
+            write_volume(image_file, image.volume)
         else:
-            with atomic_path(image) as temporary:
+            with atomic_path(image_file) as temporary:
                 shutil.copyfile(case.folder / IMAGE, temporary)
         voxels = voxels_of(labels.labels_ijk) if labels else {}
         if voxels:
-            write_mask(work / "label.nii.gz", labels.labels_ijk, grid_of(volume))
-        record = replace(record, **_found(volume, mended, labels), voxels=voxels, seconds=time.monotonic() - start)
-        return store.put(record, image, work / "label.nii.gz" if voxels else None)
+            write_mask(label_file, labels.labels_ijk, image.grid)
+        record = replace(record, **_found(image, labels), voxels=voxels, seconds=time.monotonic() - start)
+        return store.put(record, image_file, label_file if voxels else None)
 
 
-def _read_image(folder: Path) -> tuple[Volume, bool]:
-    """The scan, its direction made orthonormal, and whether it was not.
+def _read_image(folder: Path) -> Image:
+    """The scan, its direction made orthonormal.
 
     Raises:
         OSError, ValueError: it cannot be used.
     """
     path = folder / IMAGE
     volume = read_volume(path if path.is_file() else folder)
-    affine = orthonormal(volume.affine_ras_mm, volume.shape_ijk)
-    return (volume, False) if affine is None else (Volume(volume.array_ijk, affine), True)
+    source, affine = grid_of(volume), orthonormal(volume.affine_ras_mm, volume.shape_ijk)
+    if affine is not None:
+        volume = Volume(volume.array_ijk, affine)
+    return Image(source, grid_of(volume), volume if affine is not None or not path.is_file() else None)
 
 
 def _read_labels(folder: Path, image: Volume) -> Labels | None:
@@ -159,9 +176,13 @@ def _names_in(path: Path) -> dict[int, str]:
     return names
 
 
-def _found(volume: Volume, mended: bool, labels: Labels | None) -> dict:
+def _found(image: Image, labels: Labels | None) -> dict:
     """What the record says of image and labels."""
-    found = {"shape_ijk": volume.shape_ijk, "spacing_ijk_mm": volume.spacing_ijk_mm, "direction_mended": mended}
+    found = {
+        "shape_ijk": image.grid.shape_ijk,
+        "spacing_ijk_mm": image.grid.spacing_ijk_mm,
+        "direction_mended": not np.array_equal(image.source.affine_ras_mm, image.grid.affine_ras_mm),
+    }
     if labels is None:
         return found
     repairs = labels.repairs or {}

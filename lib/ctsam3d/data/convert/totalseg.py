@@ -57,7 +57,7 @@ def convert_totalseg(
     Args:
         source: folder of cases, or a case.
         out: folder of the datastore; made where missing. No server may write to it meanwhile.
-        workers: processes; each takes about three times the memory of its scan as int16.
+        workers: processes; each takes two to three times the memory of its scan as int16.
         meta, test_share, names: see `find_source_cases`.
 
     Raises:
