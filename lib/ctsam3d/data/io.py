@@ -66,6 +66,27 @@ def read_labels(path: str | os.PathLike, volume: Volume) -> np.ndarray:
         FileNotFoundError: nothing at `path`.
         ValueError: unreadable, values that are not whole numbers from 0 to 2**31 - 1, or another grid.
     """
+    array, affine = read_label_grid(path)
+    moved = onto_grid(array, affine, volume)
+    if moved is None:
+        raise ValueError(
+            f"path {path} must lie on the scan's grid, shape {volume.shape_ijk} and affine "
+            f"{volume.affine_ras_mm.round(4).tolist()}; got shape {array.shape} and affine {affine.round(4).tolist()}"
+        )
+    return np.ascontiguousarray(moved)
+
+
+def read_label_grid(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+    """A label map on its own grid.
+
+    Returns:
+        (I, J, K) array of uint8, uint16 or int32, the smallest that holds the largest label, and its (4, 4) affine to
+        RAS mm.
+
+    Raises:
+        FileNotFoundError: nothing at `path`.
+        ValueError: unreadable, or values that are not whole numbers from 0 to 2**31 - 1.
+    """
     path = Path(path)
     array, affine = _read_grid(path)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
@@ -73,14 +94,8 @@ def read_labels(path: str | os.PathLike, volume: Volume) -> np.ndarray:
     low, high = array.min(), array.max()
     if low < 0 or high >= 2**31:
         raise ValueError(f"path {path} must hold label values from 0 to 2**31 - 1, got {low} to {high}")
-    moved = _onto_grid(array, affine, volume)
-    if moved is None:
-        raise ValueError(
-            f"path {path} must lie on the scan's grid, shape {volume.shape_ijk} and affine "
-            f"{volume.affine_ras_mm.round(4).tolist()}; got shape {array.shape} and affine {affine.round(4).tolist()}"
-        )
     dtype = np.uint8 if high < 2**8 else np.uint16 if high < 2**16 else np.int32
-    return np.ascontiguousarray(moved, dtype=dtype)
+    return array.astype(dtype, copy=False), affine
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +149,7 @@ def read_case(folder: str | os.PathLike) -> Case:
     name = folder.resolve().name
     if (folder / "seg.nii.gz").exists():
         label_map = _LabelMap(folder / "seg.nii.gz", volume)
-        values = _read_label_values(folder / "labels.json")
+        values = read_label_values(folder / "labels.json")
         loaders = {structure: partial(label_map.mask, value) for value, structure in values.items()}
     elif any((folder / "segmentations").glob("*.nii.gz")):
         files = sorted((folder / "segmentations").glob("*.nii.gz"))
@@ -274,8 +289,13 @@ def _write_grid(path: Path, array: np.ndarray, affine_ras_mm: np.ndarray) -> Non
 # ---- label maps --------------------------------------------------------------------------------------------------
 
 
-def _onto_grid(array: np.ndarray, affine: np.ndarray, volume: Volume) -> np.ndarray | None:
-    """`array` in the axis order and directions of `volume`, or None where the two grids do not coincide."""
+def onto_grid(array: np.ndarray, affine: np.ndarray, volume: Volume) -> np.ndarray | None:
+    """`array` in the axis order and directions of `volume`, or None where the two grids do not coincide.
+
+    Args:
+        array: (I, J, K) on a grid of its own.
+        affine: (4, 4), its indices to RAS mm.
+    """
     if abs(np.linalg.det(affine[:3, :3])) < 1e-9:
         return None
     from_volume = np.linalg.inv(affine) @ volume.affine_ras_mm  # index in the volume to index in the array
@@ -313,7 +333,7 @@ class _LabelMap:
         return self.labels_ijk == value
 
 
-def _read_label_values(path: Path) -> dict[int, str]:
+def read_label_values(path: Path) -> dict[int, str]:
     """The object ``{"value": "name"}`` of labels.json, checked, in increasing value."""
     if not path.exists():
         raise ValueError(f"path {path} must name the labels of seg.nii.gz, it does not exist")

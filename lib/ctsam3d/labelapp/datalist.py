@@ -14,6 +14,7 @@ from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
 
+from ctsam3d.data.convert.cases import TEST
 from ctsam3d.data.io import Case, read_labels, read_volume
 from ctsam3d.labelapp.requests import BACKGROUND
 from ctsam3d.volume import Volume
@@ -65,6 +66,8 @@ class Study:
 def labelled_studies(datastore: Datastore, labels: Sequence[str]) -> tuple[list[Study], dict[str, str]]:
     """The studies whose label is ``final``, by name, and the reasons for which others cannot be had.
 
+    Images whose info says ``"split": "test"``, as converted data sets have it, are never learnt from.
+
     Args:
         labels: of the app; value v is ``labels[v - 1]`` where a label was saved without names.
     """
@@ -76,6 +79,9 @@ def labelled_studies(datastore: Datastore, labels: Sequence[str]) -> tuple[list[
     studies, skipped = [], {}
     for name in sorted(own.get_labeled_images(datastore)):
         try:
+            if (datastore.get_image_info(name) or {}).get("split") == TEST:
+                skipped[name] = "is held out for testing"
+                continue
             studies.append(_study(own, datastore, name, labels))
         except Exception as error:  # an archive, and the libraries in between, fail in many ways
             skipped[name] = f"image or label cannot be fetched: {error}"

@@ -1,0 +1,1 @@
+"""Public data sets as a datastore that the server opens, a module a data set."""
