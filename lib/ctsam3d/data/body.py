@@ -1,4 +1,4 @@
-"""Where the patient is in a CT: the body without table, clothes and the air around it; lungs and bowel gas belong to it.
+"""Where the patient is in a CT: the body without table, clothes and outside air; lungs and bowel gas belong to it.
 
 Arrays are in the patient-aligned order ``zyx`` (z to Superior, y to Posterior, x to Left), on any spacing.
 """

@@ -50,11 +50,7 @@ _GAS_DEPTH_MM = 8.0  # air that never lies deeper is a skin fold
 _VERTEBRAE = [VALUE_OF[n] for n in NAMES if n.startswith("vertebrae_")] + [VALUE_OF["sacrum"]]
 _BONES = [
     *_VERTEBRAE,
-    *(
-        VALUE_OF[n]
-        for n in NAMES
-        if n.startswith(("rib_", "humerus_", "scapula_", "clavicula_", "femur_", "hip_"))
-    ),
+    *(VALUE_OF[n] for n in NAMES if n.startswith(("rib_", "humerus_", "scapula_", "clavicula_", "femur_", "hip_"))),
 ]
 _LIMB_AND_WALL = ("gluteus", "autochthon", "iliopsoas", "iliac", "skeletal", "visceral", "subcutaneous")
 _ORGANS = [
@@ -81,22 +77,26 @@ def find_tissues(volume: Volume, labels_ijk: np.ndarray) -> Tissues:
     """The three tissues of a scan in any orientation and spacing, where nothing is labelled yet.
 
     Args:
-        labels_ijk: (I, J, K) uint8 on the scan's grid: values of `labels.NAMES`, `OTHER` for what has none, 0 elsewhere.
+        labels_ijk: (I, J, K) uint8 on the scan's grid: values of `labels.NAMES`, `OTHER` for other names, 0 elsewhere.
 
     Raises:
         ValueError: another shape or values.
     """
-    labels_ijk = np.asarray(labels_ijk)
-    if labels_ijk.shape != volume.shape_ijk:
-        raise ValueError(f"labels_ijk must have the scan's shape {volume.shape_ijk}, got {labels_ijk.shape}")
-    if labels_ijk.dtype != np.uint8:
-        raise ValueError(f"labels_ijk must be uint8, got {labels_ijk.dtype}")
-    turn = zyx_from_ijk(volume.affine_ras_mm)
-    spacing_mm = turned_spacing(volume.spacing_ijk_mm, turn)
-    hu, labels = turned(volume.array_ijk, turn), turned(labels_ijk, turn)
-    found, body = _tissues_zyx(hu, labels, spacing_mm)
+    hu, labels, spacing_mm = _patient_aligned(volume, labels_ijk)
+    smooth = smoothed(hu, spacing_mm)
+    grid = Coarse.of(hu, smooth, labels, spacing_mm)
+    body = grid.fine_body(smooth) | (labels > 0)
+    found = _tissues_zyx(hu, smooth, labels, body, grid, spacing_mm)
     back = ijk_from_zyx(volume.affine_ras_mm)
     return Tissues(turned(found, back), turned(body, back))
+
+
+def find_body(volume: Volume, labels_ijk: np.ndarray) -> np.ndarray:
+    """(I, J, K) bool, the body region alone; arguments and errors as of `find_tissues`."""
+    hu, labels, spacing_mm = _patient_aligned(volume, labels_ijk)
+    smooth = smoothed(hu, spacing_mm)
+    body = Coarse.of(hu, smooth, labels, spacing_mm).fine_body(smooth) | (labels > 0)
+    return turned(body, ijk_from_zyx(volume.affine_ras_mm))
 
 
 def labelled_share(labels_ijk: np.ndarray, body_ijk: np.ndarray) -> float:
@@ -105,13 +105,22 @@ def labelled_share(labels_ijk: np.ndarray, body_ijk: np.ndarray) -> float:
     return int(np.count_nonzero(labels_ijk[body_ijk])) / voxels if voxels else 0.0
 
 
-def _tissues_zyx(hu, labels, spacing_mm) -> tuple[np.ndarray, np.ndarray]:
-    smooth = smoothed(hu, spacing_mm)
-    grid = Coarse.of(hu, smooth, labels, spacing_mm)
-    body = grid.fine_body(smooth) | (labels > 0)
+def _patient_aligned(volume: Volume, labels_ijk) -> tuple[np.ndarray, np.ndarray, tuple[float, float, float]]:
+    """HU, labels and spacing (mm) in the order zyx; checked."""
+    labels_ijk = np.asarray(labels_ijk)
+    if labels_ijk.shape != volume.shape_ijk:
+        raise ValueError(f"labels_ijk must have the scan's shape {volume.shape_ijk}, got {labels_ijk.shape}")
+    if labels_ijk.dtype != np.uint8:
+        raise ValueError(f"labels_ijk must be uint8, got {labels_ijk.dtype}")
+    turn = zyx_from_ijk(volume.affine_ras_mm)
+    spacing_mm = turned_spacing(volume.spacing_ijk_mm, turn)
+    return turned(volume.array_ijk, turn), turned(labels_ijk, turn), spacing_mm
+
+
+def _tissues_zyx(hu, smooth, labels, body, grid: Coarse, spacing_mm) -> np.ndarray:
     out = np.zeros(hu.shape, np.uint8)
     if not body.any():
-        return out, body
+        return out
     places = find_places(grid)
     free = _shifted_all(body, spacing_mm, _SKIN_MM) & (labels == 0)
     free &= ~grid.fine(places.bone)
@@ -121,7 +130,7 @@ def _tissues_zyx(hu, labels, spacing_mm) -> tuple[np.ndarray, np.ndarray]:
     out[fat & subcutaneous] = SUBCUTANEOUS
     out[fat & grid.fine(places.visceral) & ~subcutaneous] = VISCERAL
     out[muscle(smooth, free & ~grid.fine(places.organs), spacing_mm)] = MUSCLE
-    return out, body
+    return out
 
 
 # ---- Hounsfield units --------------------------------------------------------------------------------------------
@@ -137,7 +146,7 @@ def noise_hu(hu_zyx: np.ndarray) -> float:
 
 
 def smoothed(hu_zyx: np.ndarray, spacing_zyx_mm) -> np.ndarray:
-    """(Z, Y, X) float32 HU, clipped to where fat and muscle are told apart, smoothed by 0.7 to 2 mm as noise demands."""
+    """(Z, Y, X) float32 HU, clipped to where fat and muscle are told apart, smoothed by 0.7 to 2 mm as noise asks."""
     sigma_mm = float(np.clip(noise_hu(hu_zyx) / 15.0, 0.7, 2.0))
     out = np.clip(hu_zyx, *_CLIP_HU).astype(np.float32)
     for axis, step in enumerate(spacing_zyx_mm):
