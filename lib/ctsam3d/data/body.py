@@ -13,6 +13,7 @@ from scipy import ndimage
 
 AIR_HU = -300.0  # below: lung, gas or outside; half way between soft tissue and well aerated lung
 _LUNG_HU = -950.0  # the median of outside air lies below, that of lung above
+_VESSELS_HU = -750.0  # a tenth of a lung, where vessels are, lies above; foam does not
 _PLATE_MM = 3.5  # what is thinner than about twice this is no body: table shells, blankets
 _LEAST_SHARE = 0.03  # of the largest part; a second leg or an arm is more
 _ZYX_CODES = "SPL"
@@ -46,7 +47,7 @@ def body_region(hu_zyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) 
 
     A part must be at least 3 % of the largest; plates thinner than about 7 mm that nothing thicker carries are
     taken for the table. Air is inside where it does not reach the sides of the scan; where it does, as lungs of a
-    narrow field of view, it must look like lung and lie between parts of the body.
+    narrow field of view, it must look like lung, and lie between parts of the body or hold vessels.
 
     Args:
         hu_zyx: (Z, Y, X) HU, best at about 3 mm, where noise has been averaged away.
@@ -65,7 +66,8 @@ def body_region(hu_zyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) 
                                           + [air[:, :, side].ravel() for side in (0, -1)])):  # fmt: skip
         if label:
             inside = air == label
-            open_air[label] = np.median(hu_zyx[inside]) < _LUNG_HU or between[inside].mean() < 0.5
+            median, high = np.percentile(hu_zyx[inside], (50, 90))
+            open_air[label] = median < _LUNG_HU or (between[inside].mean() < 0.5 and high < _VESSELS_HU)
     # In a slice, lungs that open to the outside through mouth and trachea are closed.
     return solid | ~open_air[air] | _closed_lungs(solid, hu_zyx)
 

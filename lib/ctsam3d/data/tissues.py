@@ -28,15 +28,16 @@ OTHER = 255  # a label that is none of the 107: kept, and no hint for the rule
 
 FAT_HU = (-190.0, -30.0)  # the ranges of body-composition studies (Mitsiopoulos et al., J Appl Physiol 1998)
 MUSCLE_HU = (-29.0, 150.0)
-_ABOVE_MUSCLE_HU = 60.0  # so far above the most frequent muscle HU begins blood with contrast
+_USUAL_MUSCLE_HU = (0.0, 110.0)  # where the median of a scan's muscle is looked for
+_ABOVE_MUSCLE_HU = 60.0  # so far above that median begins blood with contrast
 _BONE_HU = 180.0
-_CLIP_HU = (-300.0, 300.0)  # before smoothing, so that air and bone do not shine into their neighbours
+_CLIP_HU = (-300.0, 300.0)  # before smoothing, so that bone does not shine into its neighbours; air is left out
 
-_SURFACE_HU = -250.0  # of clipped HU: above it the surface of the body, below it lung or gas
+_SURFACE_HU = -250.0  # above it tissue, below it lung, gas or outside
 
 _PLACE_MM = 3.0  # voxel size of the grid that places are found on
 _SKIN_MM = 2.0
-_BRIDGE_MM = 12.0  # half the widest gap in the muscular wall that the hull bridges: linea alba, between ribs
+_BRIDGE_MM = 20.0  # half the widest gap in the muscular wall that the hull bridges: linea alba, lumbar triangle
 _THIN_MM = 4.0  # lean tissue that is thinner is a vessel, a fascia or partial volume
 _GAS_RIM_MM = 2.0  # beside gas, partial volume looks like fat
 _BEYOND_ORGANS_MM = 25.0  # how far visceral fat reaches past the organs
@@ -45,6 +46,11 @@ _DISC_MM = 6.0  # half the height of the space between two vertebrae
 _LEAST_MUSCLE_ML = 2.0
 _LEAST_SOLID_ML = 10.0  # smaller lean parts in fat are veins, nodes and lumps, no wall
 _LEAST_GAS_ML = 3.0
+_LEAST_LUNG_ML = 100.0
+_THICK_MM = 28.0  # half the thickness of lean tissue in the trunk above which it is an organ
+_WALL_MM = 8.0  # of which so much beside subcutaneous fat or skin is the wall
+_BELOW_LUNGS_MM = 150.0
+_METAL_HU, _STREAKS_MM = 2500.0, 40.0  # dark streaks so near to an implant are no gas
 _GAS_DEPTH_MM = 8.0  # air that never lies deeper is a skin fold
 
 _VERTEBRAE = [VALUE_OF[n] for n in NAMES if n.startswith("vertebrae_")] + [VALUE_OF["sacrum"]]
@@ -137,20 +143,29 @@ def _tissues_zyx(hu, smooth, labels, body, grid: Coarse, spacing_mm) -> np.ndarr
 
 
 def noise_hu(hu_zyx: np.ndarray) -> float:
-    """Standard deviation of the noise: from differences of neighbours along x in soft tissue, robust against edges."""
-    left, right = hu_zyx[:, :, :-1], hu_zyx[:, :, 1:]
-    soft = (np.abs(left) < 200) & (np.abs(right) < 200)
-    if not soft.any():
-        return 0.0
-    return float(1.4826 / np.sqrt(2) * np.median(np.abs(right[soft].astype(np.float32) - left[soft])))
+    """Standard deviation of the noise: from neighbours within a slice in soft tissue, robust against edges.
+
+    Streaks differ little along and much across them, so the axis that differs more counts.
+    """
+    worst = 0.0
+    for first, second in ((hu_zyx[:, :, :-1], hu_zyx[:, :, 1:]), (hu_zyx[:, :-1], hu_zyx[:, 1:])):
+        soft = (np.abs(first) < 200) & (np.abs(second) < 200)
+        if soft.any():
+            steps = np.abs(second[soft].astype(np.float32) - first[soft])
+            worst = max(worst, float(1.4826 / np.sqrt(2) * np.median(steps)))
+    return worst
 
 
 def smoothed(hu_zyx: np.ndarray, spacing_zyx_mm) -> np.ndarray:
     """(Z, Y, X) float32 HU, clipped to where fat and muscle are told apart, smoothed by 0.7 to 2 mm as noise asks."""
     sigma_mm = float(np.clip(noise_hu(hu_zyx) / 15.0, 0.7, 2.0))
-    out = np.clip(hu_zyx, *_CLIP_HU).astype(np.float32)
+    weight = (hu_zyx > _SURFACE_HU).astype(np.float32)
+    out = np.clip(hu_zyx, *_CLIP_HU) * weight
     for axis, step in enumerate(spacing_zyx_mm):
-        ndimage.gaussian_filter1d(out, sigma_mm / step, axis=axis, output=out, truncate=3.0)
+        for array in (out, weight):
+            ndimage.gaussian_filter1d(array, sigma_mm / step, axis=axis, output=array, truncate=3.0)
+    out /= np.maximum(weight, 1e-6)
+    out[hu_zyx <= _SURFACE_HU] = _CLIP_HU[0]
     return out
 
 
@@ -161,9 +176,9 @@ def muscle(smooth_zyx: np.ndarray, lean_zyx: np.ndarray, spacing_zyx_mm) -> np.n
     """
     low, high = MUSCLE_HU
     candidate = lean_zyx & (smooth_zyx > low) & (smooth_zyx < high)
-    counts = np.bincount((smooth_zyx[candidate] - low).astype(np.int64), minlength=1)
-    usual = low + float(np.argmax(ndimage.uniform_filter1d(counts.astype(np.float64), 9)))
-    candidate &= smooth_zyx < usual + _ABOVE_MUSCLE_HU
+    usual = smooth_zyx[candidate & (smooth_zyx > _USUAL_MUSCLE_HU[0]) & (smooth_zyx < _USUAL_MUSCLE_HU[1])]
+    if usual.size:
+        candidate &= smooth_zyx < np.median(usual) + _ABOVE_MUSCLE_HU
     candidate &= _shifted_any(_without_thin(candidate, spacing_zyx_mm), (1.0, 1.0, 1.0), 1.0)
     voxels = int(_LEAST_MUSCLE_ML * 1000 / np.prod(spacing_zyx_mm))
     return cc3d.dust(candidate, threshold=voxels, connectivity=6)
@@ -216,6 +231,7 @@ class Coarse:
         hu: (Z, Y, X) float32, smoothed means.
         labels: uint8, of the middle voxel of each block.
         body: bool.
+        metal: bool, whether the block holds any.
         spacing_mm, factors: size of a block in mm and in voxels, zyx.
         shape: of the scan.
     """
@@ -223,6 +239,7 @@ class Coarse:
     hu: np.ndarray
     labels: np.ndarray
     body: np.ndarray
+    metal: np.ndarray
     spacing_mm: tuple[float, float, float]
     factors: tuple[int, int, int]
     shape: tuple[int, int, int]
@@ -236,7 +253,8 @@ class Coarse:
         picked = labels[centre]
         picked = np.pad(picked, [(0, n - m) for n, m in zip(means.shape, picked.shape)], mode="edge")
         body = body_region(_block_means(hu, factors), coarse_mm)
-        return cls(means, picked, body, coarse_mm, factors, hu.shape)
+        metal = _block_means(hu > _METAL_HU, factors) > 0
+        return cls(means, picked, body, metal, coarse_mm, factors, hu.shape)
 
     def fine(self, mask: np.ndarray) -> np.ndarray:
         """A mask on this grid as one on the scan's."""
@@ -293,10 +311,12 @@ def find_places(grid: Coarse) -> Places:
     envelope = muscle_envelope(grid, organs | air)
     under_skin = grid.body & ~envelope
     subcutaneous = ndimage.binary_dilation(_reaching_outside(under_skin, grid.body)) & grid.body
-    fat = (grid.hu >= FAT_HU[0]) & (grid.hu <= FAT_HU[1]) & envelope
+    organs |= thick_organs(grid, bone, air, subcutaneous)
+    inner = grid.body & ~subcutaneous  # more than the envelope where the scan cuts the muscular wall
+    fat = (grid.hu >= FAT_HU[0]) & (grid.hu <= FAT_HU[1]) & inner
     near = fat & (grid.distance_mm(organs) <= _BEYOND_ORGANS_MM)
     visceral = organs | ndimage.binary_propagation(near & organs, mask=near)
-    return Places(organs, bone, subcutaneous, ndimage.binary_dilation(visceral) & envelope)
+    return Places(organs, bone, subcutaneous, ndimage.binary_dilation(visceral) & inner)
 
 
 def bone_region(grid: Coarse) -> np.ndarray:
@@ -319,7 +339,7 @@ def bone_region(grid: Coarse) -> np.ndarray:
 
 def deep_air(grid: Coarse) -> np.ndarray:
     """Lungs and gas inside the body; not the air in skin folds, nor air of the head, above the lungs."""
-    air = (grid.hu < _SURFACE_HU) & grid.body
+    air = (grid.hu < _SURFACE_HU) & grid.body & (grid.distance_mm(grid.metal) > _STREAKS_MM)
     parts, count = cc3d.connected_components(air, connectivity=6, return_N=True)
     if not count:
         return air
@@ -344,6 +364,21 @@ def organ_space(grid: Coarse, air: np.ndarray) -> np.ndarray:
     return out & grid.body
 
 
+def thick_organs(grid: Coarse, bone: np.ndarray, air: np.ndarray, subcutaneous: np.ndarray) -> np.ndarray:
+    """Liver, spleen and heart where they have no label: beside and below lungs, what is too thick to be muscle."""
+    lungs = cc3d.dust(air, threshold=int(_LEAST_LUNG_ML / grid.voxel_ml), connectivity=6).any(axis=(1, 2))
+    none = np.zeros(grid.body.shape, bool)
+    if not lungs.any():
+        return none
+    levels = np.flatnonzero(lungs)
+    trunk = none.copy()
+    trunk[max(0, levels[0] - int(_BELOW_LUNGS_MM / grid.spacing_mm[0])) : levels[-1] + 1] = True
+    lean = trunk & grid.body & ~bone & (grid.labels == 0) & (grid.hu > MUSCLE_HU[0])
+    core = edt.edt(lean, anisotropy=grid.spacing_mm, black_border=False) > _THICK_MM
+    wall = grid.distance_mm(~grid.body | subcutaneous) <= _WALL_MM
+    return lean & (grid.distance_mm(core) <= _THICK_MM) & ~wall
+
+
 def _convex_hull(plane: np.ndarray) -> np.ndarray:
     """The voxels of a 2D mask's convex hull; the mask must not be empty."""
     edge = plane & ~ndimage.binary_erosion(plane)
@@ -357,7 +392,7 @@ def _convex_hull(plane: np.ndarray) -> np.ndarray:
 
 
 def muscle_envelope(grid: Coarse, organs: np.ndarray) -> np.ndarray:
-    """The hull of muscles, bones and organs: closed over gaps of up to 24 mm in each axial slice, and filled."""
+    """The hull of muscles, bones and organs: closed over gaps of up to 40 mm in each axial slice, and filled."""
     lean = (grid.hu > MUSCLE_HU[0]) & grid.body
     lean &= grid.distance_mm(~grid.body) > 2 * _SKIN_MM
     solid = cc3d.dust(lean, threshold=int(_LEAST_SOLID_ML / grid.voxel_ml), connectivity=6) | organs
@@ -371,7 +406,5 @@ def muscle_envelope(grid: Coarse, organs: np.ndarray) -> np.ndarray:
 
 
 def _reaching_outside(region: np.ndarray, body: np.ndarray) -> np.ndarray:
-    """The parts of a region that come up to the surface of the body, or leave the scan at its sides."""
-    surface = ndimage.binary_dilation(~body)
-    surface[:, [0, -1]] = surface[:, :, [0, -1]] = True
-    return ndimage.binary_propagation(region & surface, mask=region)
+    """The parts of a region that come up to the surface of the body; the sides of the scan are no surface."""
+    return ndimage.binary_propagation(region & ndimage.binary_dilation(~body), mask=region)
