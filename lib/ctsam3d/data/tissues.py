@@ -40,7 +40,8 @@ _SKIN_MM = 2.0
 _BRIDGE_MM = 20.0  # half the widest gap in the muscular wall that the hull bridges: linea alba, lumbar triangle
 _THIN_MM = 4.0  # lean tissue that is thinner is a vessel, a fascia or partial volume
 _GAS_RIM_MM = 2.0  # beside gas, partial volume looks like fat
-_BEYOND_ORGANS_MM = 25.0  # how far visceral fat reaches past the organs
+_BEYOND_ORGANS_MM, _BEYOND_IN_THICK_FAT_MM = 25.0, 80.0  # how far visceral fat reaches past the organs
+_THICK_FAT_MM = 7.0  # half the thickness of fat that no gap between muscles holds
 _MARROW_MM2 = 4000.0  # the largest cross-section inside one bone: a tibial plateau; the chest is larger
 _DISC_MM = 6.0  # half the height of the space between two vertebrae
 _LEAST_MUSCLE_ML = 2.0
@@ -314,9 +315,19 @@ def find_places(grid: Coarse) -> Places:
     organs |= thick_organs(grid, bone, air, subcutaneous)
     inner = grid.body & ~subcutaneous  # more than the envelope where the scan cuts the muscular wall
     fat = (grid.hu >= FAT_HU[0]) & (grid.hu <= FAT_HU[1]) & inner
-    near = fat & (grid.distance_mm(organs) <= _BEYOND_ORGANS_MM)
-    visceral = organs | ndimage.binary_propagation(near & organs, mask=near)
+    visceral = organs | visceral_growth(grid, fat, organs)
     return Places(organs, bone, subcutaneous, ndimage.binary_dilation(visceral) & inner)
+
+
+def visceral_growth(grid: Coarse, fat: np.ndarray, organs: np.ndarray) -> np.ndarray:
+    """Fat that goes on from the organs: close to them all of it, farther away where it is thick, as omentum is.
+
+    Fat between muscles is thin, so that what leaks out through a gap in the wall ends soon.
+    """
+    thick = grid.distance_mm(grid.distance_mm(~fat) > _THICK_FAT_MM) <= _THICK_FAT_MM
+    away_mm = grid.distance_mm(organs)
+    allowed = fat & ((away_mm <= _BEYOND_ORGANS_MM) | (thick & (away_mm <= _BEYOND_IN_THICK_FAT_MM)))
+    return ndimage.binary_propagation(allowed & organs, mask=allowed)
 
 
 def bone_region(grid: Coarse) -> np.ndarray:
