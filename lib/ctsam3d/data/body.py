@@ -13,8 +13,9 @@ from scipy import ndimage
 
 AIR_HU = -300.0  # below: lung, gas or outside; half way between soft tissue and well aerated lung
 _LUNG_HU = -950.0  # the median of outside air lies below, that of lung above
-_VESSELS_HU = -750.0  # a tenth of a lung, where vessels are, lies above; foam does not
+_BETWEEN_SHARE = 0.35  # of a lung lies between parts of the body, even where two sides cut it; of a mattress less
 _PLATE_MM = 3.5  # what is thinner than about twice this is no body: table shells, blankets
+_LEAST_DEPTH_MM = 10.0  # a part that is nowhere deeper is a plate still: a board, a cushion's cover
 _LEAST_SHARE = 0.03  # of the largest part; a second leg or an arm is more
 _ZYX_CODES = "SPL"
 
@@ -47,7 +48,7 @@ def body_region(hu_zyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) 
 
     A part must be at least 3 % of the largest; plates thinner than about 7 mm that nothing thicker carries are
     taken for the table. Air is inside where it does not reach the sides of the scan; where it does, as lungs of a
-    narrow field of view, it must look like lung, and lie between parts of the body or hold vessels.
+    narrow field of view, it must look like lung and lie between parts of the body.
 
     Args:
         hu_zyx: (Z, Y, X) HU, best at about 3 mm, where noise has been averaged away.
@@ -66,17 +67,22 @@ def body_region(hu_zyx: np.ndarray, spacing_zyx_mm: tuple[float, float, float]) 
                                           + [air[:, :, side].ravel() for side in (0, -1)])):  # fmt: skip
         if label:
             inside = air == label
-            median, high = np.percentile(hu_zyx[inside], (50, 90))
-            open_air[label] = median < _LUNG_HU or (between[inside].mean() < 0.5 and high < _VESSELS_HU)
+            open_air[label] = np.median(hu_zyx[inside]) < _LUNG_HU or between[inside].mean() < _BETWEEN_SHARE
     # In a slice, lungs that open to the outside through mouth and trachea are closed.
     return solid | ~open_air[air] | _closed_lungs(solid, hu_zyx)
 
 
 def _without_plates(mask_zyx: np.ndarray, spacing_zyx_mm) -> np.ndarray:
-    core = edt.edt(mask_zyx, anisotropy=spacing_zyx_mm, black_border=False) > _PLATE_MM
+    depth_mm = edt.edt(mask_zyx, anisotropy=spacing_zyx_mm, black_border=False)
+    core = depth_mm > _PLATE_MM
     if not core.any():
         return core
+    parts, count = cc3d.connected_components(core, connectivity=6, return_N=True)
+    deepest_mm = ndimage.maximum(depth_mm, parts, np.arange(1, count + 1))
+    core = np.concatenate([[False], np.asarray(deepest_mm) > _LEAST_DEPTH_MM])[parts]
     reach = max(_PLATE_MM + 1.0, 1.01 * max(spacing_zyx_mm))
+    if not core.any():
+        return core
     return mask_zyx & (edt.edt(~core, anisotropy=spacing_zyx_mm, black_border=False) <= reach)
 
 

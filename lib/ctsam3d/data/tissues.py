@@ -30,7 +30,7 @@ FAT_HU = (-190.0, -30.0)  # the ranges of body-composition studies (Mitsiopoulos
 MUSCLE_HU = (-29.0, 150.0)
 _USUAL_MUSCLE_HU = (0.0, 110.0)  # where the median of a scan's muscle is looked for
 _ABOVE_MUSCLE_HU = 60.0  # so far above that median begins blood with contrast
-_BONE_HU = 180.0
+_BONE_HU = 150.0
 _CLIP_HU = (-300.0, 300.0)  # before smoothing, so that bone does not shine into its neighbours; air is left out
 
 _SURFACE_HU = -250.0  # above it tissue, below it lung, gas or outside
@@ -331,11 +331,12 @@ def visceral_growth(grid: Coarse, fat: np.ndarray, organs: np.ndarray) -> np.nda
 
 
 def bone_region(grid: Coarse) -> np.ndarray:
-    """Bones with the marrow that they enclose, and the discs between labelled vertebrae."""
-    bone = (grid.hu > _BONE_HU) & grid.body | grid.among(_BONES)
-    closed = ndimage.binary_closing(np.pad(bone, 1))[1:-1, 1:-1, 1:-1] | bone
+    """Bones without a label, marrow and canals that bones enclose, and the discs between labelled vertebrae."""
+    bright, labelled = (grid.hu > _BONE_HU) & grid.body, grid.among(_BONES)
+    bone = bright | labelled
+    closed = ndimage.binary_closing(np.pad(bone, 2), iterations=2)[2:-2, 2:-2, 2:-2] | bone
     most = _MARROW_MM2 / (grid.spacing_mm[1] * grid.spacing_mm[2])
-    out = bone.copy()
+    out = bright & ~ndimage.binary_dilation(labelled)  # at labelled bones each voxel of the scan decides for itself
     for k, plane in enumerate(closed):
         holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
         if count:
