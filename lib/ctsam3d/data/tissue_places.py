@@ -29,7 +29,7 @@ _MARROW_MM2 = 4000.0  # the largest cross-section inside one bone: a tibial plat
 _DISC_MM = 6.0  # half the height of the space between two vertebrae
 _LEAST_SOLID_ML = 10.0  # smaller lean parts in fat are veins, nodes and lumps, no wall
 _LEAST_GAS_ML = 3.0
-_LEAST_LUNG_ML = 100.0
+_LEAST_LUNG_ML = 400.0  # more than gas of a bowel in one piece
 _THICK_MM = 28.0  # half the thickness of lean tissue in the trunk above which it is an organ
 _WALL_MM = 8.0  # of which so much beside subcutaneous fat or skin is the wall
 _BELOW_LUNGS_MM = 150.0
@@ -175,7 +175,7 @@ def bone_region(grid: Coarse) -> np.ndarray:
 
 
 def deep_air(grid: Coarse) -> np.ndarray:
-    """Lungs and gas inside the body; not the air in skin folds, nor air of the head, above the lungs."""
+    """Lungs and gas inside the body; not the air in skin folds, nor dark streaks around metal."""
     air = (grid.hu < SURFACE_HU) & grid.body & (grid.distance_mm(grid.metal) > _STREAKS_MM)
     parts, count = cc3d.connected_components(air, connectivity=6, return_N=True)
     if not count:
