@@ -123,7 +123,12 @@ def _distances_mm(own: Surface, other: Surface, farthest_mm: float) -> np.ndarra
     apart = other.keys[places] != own.keys
     distances_mm = np.zeros(len(own))
     bound = farthest_mm * (1 + 1e-9) + 1e-9  # the tree leaves out what lies just at its bound
-    distances_mm[apart] = other.tree.query(own.points_mm[apart], distance_upper_bound=bound)[0]
+    near_mm, nearest = other.tree.query(own.points_mm[apart], distance_upper_bound=bound)
+    found = np.isfinite(near_mm)
+    # Once more from whole voxels: at a tolerance that is a distance on the grid, the last digit decides.
+    steps = own.corners[apart][found] - other.corners[nearest[found]]
+    near_mm[found] = np.sqrt(((steps * np.asarray(own.spacing_mm)) ** 2).sum(axis=1))
+    distances_mm[apart] = near_mm
     return distances_mm
 
 

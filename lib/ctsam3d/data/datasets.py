@@ -44,6 +44,7 @@ TUMOURS = {"msd_pancreas": "pancreas_tumour", "msd_colon": "colon_tumour"}
 _MSD_NAMES = {"msd_pancreas": ("pancreas", "pancreas_tumour"), "msd_colon": ("colon_tumour",)}
 _FLARE22_FILE = re.compile(r"(FLARE22_Tr|FLARE22_Ts|FLARETs)_\d{4}$")
 _FLARE22_SPLITS = {"FLARE22_Tr": "train", "FLARE22_Ts": "test", "FLARETs": "test"}
+_CONVERTED_SPLITS = {"training": "train", "test": "test"}  # as the conversion records them with each image
 _DATASTORE_FILE = "datastore_v2.json"  # of MONAI Label
 _META_FILE = "meta.csv"  # of TotalSegmentator
 
@@ -249,8 +250,8 @@ def _datastore_cases(data: Path) -> list[CaseFiles]:
             if final:
                 files = images / f"{name}{entry['image']['ext']}", labels / f"{name}{final['ext']}"
                 names = _named_values(final.get("info", {}).get("label_info")) or dict(enumerate(NAMES, start=1))
-                split = str(entry["image"].get("info", {}).get("split", ""))
-                cases.append(_label_map_case(name, *files, names, split))
+                split = entry["image"].get("info", {}).get("split", "")
+                cases.append(_label_map_case(name, *files, names, _CONVERTED_SPLITS.get(split, "")))
         return cases
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path {path} must be the record of a MONAI Label datastore: {error!r}") from error

@@ -135,8 +135,11 @@ class CaseParts:
     def get(self, structure: str) -> Part | None:
         """What there is of a structure; None where there is nothing, or nothing that can be read."""
         values = _read(self._file(structure))
+        if values is None:
+            return None
         try:
-            return values and Part(values["voxels"], tuple(Result(**result) for result in values["results"]))
+            results = tuple(Result(**result) for result in values["results"])
+            return Part(int(values["voxels"]), results)
         except (KeyError, TypeError):
             return None
 
@@ -192,10 +195,11 @@ class Run:
         skipped: list[Skipped] = []
         for files in cases:
             own = self.parts.of(files)
-            names = own.names or ()
+            if (names := own.names) is None:
+                raise ValueError(f"parts {own.folder} must hold the results of case {files.name}, they do not")
             for structure in self._wanted(names):
                 part = own.get(structure) if structure in names else Part(0)
-                if part is None or not names:
+                if part is None:
                     raise ValueError(f"parts {own.folder} must hold the results of {structure}, they do not")
                 if part.voxels and part.voxels >= self.min_voxels:
                     results += part.results
