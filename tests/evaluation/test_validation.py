@@ -47,7 +47,7 @@ def case(name="c", spacing_mm=1.5, **edges):
 
 
 def result(structure, seed, clicks, dsc, case="c"):
-    return Result(case, structure, seed, clicks, dsc, 0.0, 0.0, 1, 0.0)
+    return Result(case, structure, seed, clicks, dsc, 0.0, 0.0, 1)
 
 
 def test_means_by_number_of_clicks_and_over_all():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -29,7 +30,7 @@ class Result:
         dsc, nsd: on the scan's own grid; NSD at the tolerance that was asked for.
         seconds: time of the last of these clicks alone; 0 where none was made.
         patches: that make up the mask.
-        nsd_2mm: NSD at 2 mm.
+        nsd_2mm: NSD at 2 mm; NaN where it was not measured.
     """
 
     case: str
@@ -40,7 +41,7 @@ class Result:
     nsd: float
     seconds: float
     patches: int
-    nsd_2mm: float
+    nsd_2mm: float = math.nan
 
 
 @dataclass(frozen=True, eq=False)

@@ -45,7 +45,7 @@ def noc(frame: pd.DataFrame, target: float, score: str = "dsc") -> pd.DataFrame:
         score: column that is compared.
 
     Returns:
-        A row a run, in the order of the frame: case, structure, seed, noc (int), failed (bool).
+        A row a run, in the order of the frame: case, structure, seed, clicks (int), failed (bool).
 
     Raises:
         ValueError: a target that is no share.
@@ -56,7 +56,7 @@ def noc(frame: pd.DataFrame, target: float, score: str = "dsc") -> pd.DataFrame:
     there = table.to_numpy() >= target
     counts = np.asarray(table.columns)
     needed = np.where(there.any(axis=1), counts[there.argmax(axis=1)], _largest(table))
-    return table.index.to_frame(index=False).assign(noc=needed.astype(int), failed=~there.any(axis=1))
+    return table.index.to_frame(index=False).assign(clicks=needed.astype(int), failed=~there.any(axis=1))
 
 
 def auc(frame: pd.DataFrame, score: str = "dsc", first: int = 1, last: int = 5) -> pd.DataFrame:
@@ -95,7 +95,7 @@ def interval(
 
     Args:
         frame: rows of one number of clicks, or a table of `noc` or `auc`.
-        score: column.
+        score: column; "clicks" of a table of `noc`.
         level: share of the draws between the bounds.
         seed: of the draws; the same frame gives the same interval.
         patients: case to patient, for cases that are not each a patient of their own.
@@ -103,8 +103,9 @@ def interval(
     Raises:
         ValueError: no rows, rows of several numbers of clicks, or a level or number of draws that cannot be used.
     """
-    if frame.empty or ("clicks" in frame and frame["clicks"].nunique() != 1):
-        raise ValueError(f"frame must hold rows of one number of clicks, got {sorted(set(frame.get('clicks', ())))}")
+    counts = set(frame["clicks"]) if "clicks" in frame and score != "clicks" else {0}
+    if frame.empty or len(counts) > 1:
+        raise ValueError(f"frame must hold rows of one number of clicks, got {len(frame)} rows of {sorted(counts)}")
     if not 0 < level < 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1 and draws be at least 1, got {level} and {draws}")
     owner = frame["case"].map(lambda case: (patients or {}).get(case, case)).rename("patient")
@@ -138,7 +139,8 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 
 def _by_clicks(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     """A row a run in the order of the frame, a column a number of clicks, increasing; NaN where not scored."""
-    return frame.groupby([*RUN, "clicks"], sort=False)[score].first().unstack("clicks", sort=False).sort_index(axis=1)
+    table = frame.set_index([*RUN, "clicks"])[score].unstack("clicks")
+    return table.reindex(pd.MultiIndex.from_frame(frame[RUN].drop_duplicates()))
 
 
 def _largest(table: pd.DataFrame) -> np.ndarray:
