@@ -35,5 +35,5 @@ def test_rows_tell_the_network_from_the_rest(weights, tmp_path, monkeypatch):
 def test_a_case_that_cannot_be_read_is_named(weights, tmp_path):
     miniatures.cases(tmp_path / "data", ("a",))
     (tmp_path / "data" / "a" / "labels.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"cases must be readable, a is not: .*labels\.json"):
+    with pytest.raises(ValueError, match=r"cases must be usable, a is not: .*labels\.json"):
         benchmark_evaluation(tmp_path / "data", weights)

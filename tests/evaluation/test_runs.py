@@ -102,6 +102,15 @@ def test_small_and_absent_structures_are_left_out_and_named_where_asked_for(segm
     assert len(results) == 4 and skipped == []
 
 
+def test_sizes_are_counted_at_the_models_spacing(segmenter, reports, tmp_path, monkeypatch):
+    monkeypatch.setattr(miniatures, "SPACING_MM", 3.0)
+    data, voxels = write("cases", tmp_path / "data"), BLOCK**3 * 8  # a voxel of 3 mm holds 2 x 2 x 2 of the model's
+    evaluation.evaluate(data, tmp_path / "out", cases=["a"], **QUICK | {"min_voxels": voxels + 1})
+    assert reports[-1][:2] == ([], [Skipped("a", name, voxels) for name in ("spleen", "liver")])
+    evaluation.evaluate(data, tmp_path / "out", cases=["a"], **QUICK | {"min_voxels": voxels})
+    assert {result.structure for result in reports[-1][0]} == {"spleen", "liver"} and reports[-1][1] == []
+
+
 def test_empty_masks_of_a_download_are_no_structures(segmenter, reports, tmp_path):
     data = write("totalseg", tmp_path / "data")
     evaluation.evaluate(data, tmp_path / "out", cases=["s0001"], structures=["liver", "spleen"], **QUICK)
@@ -198,7 +207,7 @@ def test_cases_that_cannot_be_read_do_not_cost_the_others(segmenter, reports, tm
     data = write("cases", tmp_path / "data")
     whole = (data / "a" / "ct.nii.gz").read_bytes()
     (data / "a" / "ct.nii.gz").write_bytes(b"broken")
-    with pytest.raises(ValueError, match=r"cases must be readable.* a: path .*ct\.nii\.gz cannot be read"):
+    with pytest.raises(ValueError, match=r"cases must be usable.* a: path .*ct\.nii\.gz cannot be read"):
         evaluation.evaluate(data, tmp_path / "out", **QUICK)
     assert reports == [] and segmenter.sessions == 2
     (data / "a" / "ct.nii.gz").write_bytes(whole)

@@ -105,7 +105,7 @@ def evaluate(
             return None
         if failed:
             reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
-            raise ValueError(f"cases must be readable, the others are done and kept in {out}; {reasons}")
+            raise ValueError(f"cases must be usable, the others are done and kept in {out}; {reasons}")
         info = _run_info(found, weights, segmenter, settings, [case.name for case in chosen], min_voxels, command)
         return write_report(out, *run.gather(chosen), info)
 

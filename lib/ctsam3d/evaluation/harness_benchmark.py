@@ -41,6 +41,9 @@ def benchmark_evaluation(
         seeds: users who click each structure.
         seed: of the phantom.
 
+    Raises:
+        FileNotFoundError, ValueError: data, weights or a case that cannot be used.
+
     Returns:
         A row a case and one of all: structures, clicks, seconds of the network, of the rest of the clicks, of reading
         the case, of the rest of the harness, and the harness, reading included, in % of the network.
@@ -67,7 +70,7 @@ def _measured(run: Run, clocked: _Clocked, files: CaseFiles) -> Row:
     failed = run.do(clocked, [dataclasses.replace(files, read=lambda: clocked.timed("reading", files.read))])
     total = time.perf_counter() - start
     if failed:
-        raise ValueError(f"cases must be readable, {files.name} is not: {failed[files.name]}")
+        raise ValueError(f"cases must be usable, {files.name} is not: {failed[files.name]}")
     results, _ = run.gather([files])
     network, clicks, reading = (clocked.seconds.get(name, 0.0) for name in ("network", "clicks", "reading"))
     return {

@@ -170,7 +170,7 @@ class Run:
         """Do what is not done yet of some cases; a progress bar goes along.
 
         Returns:
-            Case to reason, of those that cannot be read.
+            Case to reason, of those that cannot be used.
         """
         failed: dict[str, str] = {}
         title = f"process {processes.rank()}" if processes.count() > 1 else "cases"
