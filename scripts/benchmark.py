@@ -3,7 +3,8 @@
 
 click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
 512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
-goes. load: many clients at once against a server. soak: the memory of a server over many clicks.
+goes. load: many clients at once against a server. soak: the memory of a server over many clicks. evaluation: what the
+harness of scripts/evaluate.py adds to the network's time.
 """
 
 import argparse
@@ -12,7 +13,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from ctsam3d.evaluation import benchmark
+from ctsam3d.evaluation import USERS, benchmark
+from ctsam3d.evaluation.harness_benchmark import benchmark_evaluation
 from ctsam3d.evaluation.timing import markdown, write_results
 from ctsam3d.labelapp.click_times import benchmark_http
 from ctsam3d.labelapp.load import benchmark_load, benchmark_soak
@@ -50,6 +52,11 @@ def _soak(arguments: argparse.Namespace) -> dict:
     return {"soak": found.rows(), "slope": [slope], "failures": [{"failure": reason} for reason in found.failures]}
 
 
+def _evaluation(arguments: argparse.Namespace) -> dict:
+    names = ("data", "weights", "device", "cases", "structures", "seeds", "expand", "user")
+    return {"evaluation": benchmark_evaluation(**{name: getattr(arguments, name) for name in names})}
+
+
 def _conf(arguments: argparse.Namespace) -> dict[str, str]:
     return {"device": arguments.device} | ({"weights": arguments.weights} if arguments.weights != "default" else {})
 
@@ -67,7 +74,8 @@ def _list(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    click, training, load, soak = (commands.add_parser(name) for name in ("click", "training", "load", "soak"))
+    names = ("click", "training", "load", "soak", "evaluation")
+    click, training, load, soak, evaluation = (commands.add_parser(name) for name in names)
     for command in (click, training):
         command.add_argument("--presets", type=_list(("tiny", "small", "base")))
         command.add_argument("--repeats", type=int, default=5)
@@ -83,11 +91,17 @@ def _parser() -> argparse.ArgumentParser:
     load.add_argument("--clicks", type=int, default=20, help="of each client")
     soak.set_defaults(run=_soak)
     soak.add_argument("--clicks", type=int, default=2000)
-    for command in (load, soak):
+    evaluation.set_defaults(run=_evaluation)
+    evaluation.add_argument("--data", type=Path, help="folder of cases or of a data set; default: a phantom")
+    evaluation.add_argument("--cases", type=lambda text: text.split(","), help="names of cases: a,b,c; default all")
+    evaluation.add_argument("--structures", type=lambda text: text.split(","), help="names of structures; default all")
+    evaluation.add_argument("--seeds", type=int, default=1, help="users who click each structure")
+    evaluation.add_argument("--user", choices=USERS, default=USERS[0])
+    for command in (load, soak, evaluation):
         command.add_argument("--expand", action=argparse.BooleanOptionalAction, default=True)
-    for command in (click, load, soak):
+    for command in (click, load, soak, evaluation):
         command.add_argument("--weights", default="default", help="of the server: default, or a .safetensors file")
-    for command in (click, training, load, soak):
+    for command in (click, training, load, soak, evaluation):
         command.add_argument("--device", default="cpu")
         command.add_argument("--out", type=Path, help="JSON file")
     return parser

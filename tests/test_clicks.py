@@ -7,7 +7,7 @@ import pytest
 import torch
 from scipy import ndimage
 
-from ctsam3d.clicks import _next_click_on_device, first_click, next_click, next_clicks, squared_depth
+from ctsam3d.clicks import USERS, _next_click_on_device, first_click, next_click, next_clicks, squared_depth, user_click
 
 
 def masks(shape, *boxes):
@@ -146,3 +146,71 @@ def test_a_batch_is_clicked_patch_by_patch():
     predictions, targets = (torch.from_numpy(np.stack(masks)) for masks in zip(*pairs))
     expected = [next_click(p, t, imprecise=i) for (p, t), i in zip(pairs, (None, 0.2, None))]
     assert next_clicks(predictions, targets, [None, 0.2, None]) == expected
+
+
+# --- users who are less than perfect ----------------------------------------------------------------------------------
+
+
+def drawn(user, prediction, target, spacing_mm=(1.0, 1.0, 1.0), times=200):
+    rng = np.random.default_rng(7)
+    return [user_click(user, prediction, target, spacing_mm, rng) for _ in range(times)]
+
+
+def test_the_papers_user_clicks_the_deepest_point_and_draws_nothing():
+    prediction, target = blobs(1)
+    assert set(drawn("deepest", prediction, target, times=3)) == {next_click(prediction, target)}
+    rng = np.random.default_rng(0)
+    user_click("deepest", prediction, target, (1.0, 1.0, 1.0), rng)
+    assert rng.random() == np.random.default_rng(0).random()
+
+
+def test_a_jittered_user_misses_the_deepest_point_by_millimetres_and_stays_in_its_error():
+    # A slab of 40 x 40 mm, 3 slices of 4 mm thick: 5 mm are five voxels in its plane and one slice across it.
+    target = masks((44, 44, 9), ((2, 42), (2, 42), (3, 6)))
+    deepest, _ = next_click(np.zeros_like(target), target, (1.0, 1.0, 4.0))
+    seen = drawn("jittered", np.zeros_like(target), target, (1.0, 1.0, 4.0), 2000)
+    apart_mm = [np.linalg.norm((np.subtract(place, deepest)) * (1.0, 1.0, 4.0)) for place, _ in seen]
+    assert min(apart_mm) > 0 and 4.5 < max(apart_mm) <= 5.0
+    assert all(positive and target[place] for place, positive in seen)
+    # In the plane 80 voxels lie within 5 mm; in each of the two slices beside it, 4 mm away, 29 within 3 mm.
+    assert len(set(seen)) == 80 + 2 * 29
+    assert sum(place[2] == deepest[2] for place, _ in seen) == pytest.approx(2000 * 80 / 138, abs=90)
+
+
+def test_a_jittered_user_keeps_to_one_kind_of_error():
+    # Missed and wrong foreground side by side: the click in the wrong one may not slip into the missed one.
+    target, prediction = masks((7, 7, 10), ((1, 6), (1, 6), (1, 4))), masks((7, 7, 10), ((1, 6), (1, 6), (4, 9)))
+    assert all(not positive and prediction[place] for place, positive in drawn("jittered", prediction, target))
+
+
+def test_a_jittered_user_has_no_choice_in_an_error_of_one_voxel():
+    target = masks((5, 5, 5), ((2, 3), (2, 3), (2, 3)), ((0, 1), (0, 1), (0, 1)))  # the other one is 3.5 voxels away
+    assert set(drawn("jittered", np.zeros_like(target), target, (2.0, 2.0, 2.0))) == {((0, 0, 0), True)}
+
+
+def test_a_wrong_sign_user_errs_in_a_tenth_of_the_clicks():
+    prediction, target = blobs(2)
+    place, positive = next_click(prediction, target)
+    seen = drawn("wrong-sign", prediction, target, times=2000)
+    assert {index for index, _ in seen} == {place}
+    assert sum(sign != positive for _, sign in seen) == pytest.approx(200, abs=55)  # four standard deviations
+
+
+def test_a_random_user_clicks_every_voxel_of_the_error_equally_often():
+    target, prediction = masks((4, 4, 4), ((0, 1), (0, 1), (0, 3))), masks((4, 4, 4), ((3, 4), (3, 4), (2, 4)))
+    prediction[0, 0, 1] = True  # right already
+    seen = drawn("random", prediction, target, times=4000)
+    expected = [((0, 0, 0), True), ((0, 0, 2), True), ((3, 3, 2), False), ((3, 3, 3), False)]
+    counts = [seen.count(click) for click in expected]
+    assert sum(counts) == 4000 and all(abs(n - 1000) < 110 for n in counts)  # four standard deviations
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_no_user_clicks_where_the_masks_agree(user):
+    target = blobs(0)[0]
+    assert user_click(user, target, target.copy(), (1.0, 1.0, 1.0), np.random.default_rng(0)) is None
+
+
+def test_users_are_named():
+    with pytest.raises(ValueError, match="user must be one of deepest, jittered, wrong-sign, random, got 'perfect'"):
+        user_click("perfect", *blobs(0), (1.0, 1.0, 1.0), np.random.default_rng(0))

@@ -17,6 +17,10 @@ Index = tuple[int, ...]
 
 IMPRECISE_DEPTH = 0.5  # an imprecise user clicks at least this share of the greatest depth
 
+USERS = ("deepest", "jittered", "wrong-sign", "random")
+JITTER_MM = 5.0  # a jittered user's farthest miss
+WRONG_SIGN_SHARE = 0.1  # of a wrong-sign user's clicks after the first
+
 
 def first_click(target: np.ndarray, rng: np.random.Generator) -> Index:
     """A voxel of the structure, all equally likely.
@@ -48,20 +52,75 @@ def next_click(
         The voxel and whether the click is positive (missed foreground); None where the masks agree.
     """
     error = prediction != target
-    if not error.any():
+    around = _around(error)
+    if around is None:
         return None
     # Missed (1) and wrong (2) foreground are regions of their own; the array's border is a border of theirs.
-    regions = error.astype(np.uint8) + (error & prediction)
-    low = [int(i.min()) for i in np.nonzero(error)]
-    around = tuple(slice(a, int(i.max()) + 1) for a, i in zip(low, np.nonzero(error)))
-    depth = edt.edt(np.ascontiguousarray(regions[around]), anisotropy=spacing, black_border=True)
+    regions = error[around].astype(np.uint8) + (error & prediction)[around]
+    depth = edt.edt(np.ascontiguousarray(regions), anisotropy=spacing, black_border=True)
     if imprecise is None:
         place = int(np.argmax(depth))
     else:
         deep = np.flatnonzero(depth >= IMPRECISE_DEPTH * depth.max())
         place = int(deep[int(imprecise * deep.size)])
-    index = tuple(a + b for a, b in zip(low, _index(place, depth.shape)))
+    index = tuple(a.start + b for a, b in zip(around, _index(place, depth.shape)))
     return index, bool(target[index])
+
+
+def check_user(user: str) -> str:
+    """`user`, one of `USERS`.
+
+    Raises:
+        ValueError: another.
+    """
+    if user not in USERS:
+        raise ValueError(f"user must be one of {', '.join(USERS)}, got {user!r}")
+    return user
+
+
+def user_click(
+    user: str, prediction: np.ndarray, target: np.ndarray, spacing_mm: tuple[float, ...], rng: np.random.Generator
+) -> tuple[Index, bool] | None:
+    """The next click of a user who may be less perfect than the paper's.
+
+    * ``deepest``: `next_click`, the paper's user, who always finds the deepest point of the error.
+    * ``jittered``: another voxel of the same error, at most `JITTER_MM` from the deepest one; all equally likely. The
+      deepest one where there is no other.
+    * ``wrong-sign``: the deepest voxel, but a share of `WRONG_SIGN_SHARE` of the clicks has the other sign.
+    * ``random``: any voxel of the error, all equally likely.
+
+    Args:
+        user: one of `USERS`.
+        prediction, target: bool masks of one shape.
+        spacing_mm: size of a voxel per axis.
+
+    Returns:
+        As `next_click`.
+
+    Raises:
+        ValueError: no such user.
+    """
+    if check_user(user) == "random":
+        wrong = np.flatnonzero(prediction != target)
+        index = _index(wrong[rng.integers(wrong.size)], target.shape) if wrong.size else None
+        return index and (index, bool(target[index]))
+    found = next_click(prediction, target, spacing_mm)
+    if found is None or user == "deepest":
+        return found
+    index, positive = found
+    if user == "jittered":
+        return _beside(index, (prediction != target) & (target == positive), spacing_mm, rng), positive
+    return index, positive != (rng.random() < WRONG_SIGN_SHARE)
+
+
+def _beside(index: Index, region: np.ndarray, spacing_mm: tuple[float, ...], rng: np.random.Generator) -> Index:
+    """Another voxel of a region within `JITTER_MM` of one of its voxels; that one where there is no other."""
+    reach = [int(JITTER_MM / size) for size in spacing_mm]
+    window = tuple(slice(max(0, v - r), v + r + 1) for v, r in zip(index, reach))
+    places = np.argwhere(region[window]) + [a.start for a in window]
+    apart_mm = np.linalg.norm((places - index) * np.asarray(spacing_mm), axis=1)
+    near = places[(apart_mm > 0) & (apart_mm <= JITTER_MM)]
+    return tuple(int(v) for v in near[rng.integers(len(near))]) if len(near) else index
 
 
 def next_clicks(
@@ -111,6 +170,17 @@ def squared_depth(regions: Tensor) -> Tensor:
         lines = squares.movedim(axis, -1)  # (..., n)
         squares = (lines[..., None, :] + apart).amin(-1).movedim(-1, axis)
     return squares[:, 1:-1, 1:-1, 1:-1]
+
+
+def _around(mask: np.ndarray) -> tuple[slice, ...] | None:
+    """The smallest box that holds every voxel of a mask; None where there is none."""
+    box = []
+    for axis in range(mask.ndim):
+        inside = np.flatnonzero(mask.any(axis=tuple(a for a in range(mask.ndim) if a != axis)))
+        if not inside.size:
+            return None
+        box.append(slice(int(inside[0]), int(inside[-1]) + 1))
+    return tuple(box)
 
 
 def _index(flat: int, shape: tuple[int, ...]) -> Index:

@@ -1,6 +1,6 @@
 """The simulated user on real sessions whose network is a stand-in with known answers."""
 
-from dataclasses import astuple
+from dataclasses import astuple, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from ctsam3d.checkpoint import Checkpoint
-from ctsam3d.clicks import next_click
-from ctsam3d.evaluation.simulate import bounding_box, simulate, user_rng
+from ctsam3d.clicks import USERS, next_click
+from ctsam3d.evaluation.simulate import Target, bounding_box, simulate, user_rng
 from ctsam3d.metrics import dice, normalised_surface_dice
 from ctsam3d.model import build
 from ctsam3d.segmenter import Segmenter
@@ -156,3 +156,67 @@ def test_an_untrained_network_is_clicked_to_the_end():
     results = simulate(session, target, "c", "s", 0, (1, 2))
     assert [r.clicks for r in results] == [1, 2]
     assert all(0 <= r.dsc <= 1 and 0 <= r.nsd <= 1 and r.seconds > 0 and r.patches >= 1 for r in results)
+
+
+def test_a_target_is_prepared_once_for_all_users():
+    volume, mask = scan(spacing_mm=(1.5, 1.5, 4.0))
+    target = Target.of(np.roll(mask, 3, axis=0), volume.spacing_ijk_mm)
+    assert (target.box_ijk, target.voxels, target.shape_ijk) == (Box((13, 8, 9), (25, 20, 21)), 12**3, SHAPE)
+    assert np.array_equal(target.on(volume.box_ijk), np.roll(mask, 3, axis=0))
+    prepared, plain = (
+        simulate(Session(Threshold(), volume), own, "c", "s", 1, (1, 3)) for own in (target, np.roll(mask, 3, axis=0))
+    )
+    assert [replace(r, seconds=0) for r in prepared] == [replace(r, seconds=0) for r in plain]
+
+
+def test_nsd_at_both_tolerances_on_the_scans_own_grid():
+    # The block 4.5 mm aside, slices of 4 mm: all of the surfaces is within 5 mm, the sides that moved are not in 2 mm.
+    volume, target = scan(spacing_mm=(1.5, 1.5, 4.0))
+    target = np.roll(target, 3, axis=0)
+    (result,) = simulate(Session(Threshold(), volume), target, "c", "s", 1, (1,))
+    assert result.dsc == pytest.approx(9 / 12, abs=0.001)  # the click mends one voxel
+    assert result.nsd == 1.0
+    assert 0.5 < result.nsd_2mm < 1.0
+
+
+@pytest.mark.parametrize("user", USERS)
+def test_every_user_clicks_to_the_end_and_as_the_seed_says(user):
+    volume, target = scan()
+
+    def clicks(seed):
+        session = Session(Nothing(), volume)
+        results = simulate(session, target, "c", "s", seed, (12,), user=user)
+        assert len(session.clicks) == 12 and [r.clicks for r in results] == [12]
+        return session.clicks
+
+    assert clicks(0) == clicks(0) != clicks(1)
+    assert clicks(0)[0] == simulated_first_click(target) and clicks(0)[0].positive
+
+
+def simulated_first_click(target):
+    """Of seed 0, the same for all users."""
+    session = Session(Nothing(), scan()[0])
+    simulate(session, target, "c", "s", 0, (1,))
+    return session.clicks[0]
+
+
+def test_a_wrong_click_does_not_stop_its_user(monkeypatch):
+    # Every click is wrong: the deepest point is where the last one was, until it counts as clicked.
+    monkeypatch.setattr("ctsam3d.clicks.WRONG_SIGN_SHARE", 1.0)
+    volume, target = scan()
+    session = Session(Nothing(), volume)
+    results = simulate(session, target, "c", "s", 0, (1, 4), user="wrong-sign")
+    assert [click.positive for click in session.clicks] == [True, False, False, False]
+    assert len({click.ijk for click in session.clicks}) == 4 and all(target[click.ijk] for click in session.clicks)
+    assert results[0].dsc == results[1].dsc  # they were not in the mask before either
+
+
+def test_an_empty_mask_scores_nothing():
+    volume, target = scan()
+
+    class Silent(Session):
+        def click(self, ijk, positive=True):
+            """Takes the click and does nothing."""
+
+    (result,) = simulate(Silent(Nothing(), volume), target, "c", "s", 0, (1,))
+    assert (result.dsc, result.nsd, result.nsd_2mm) == (0.0, 0.0, 0.0)

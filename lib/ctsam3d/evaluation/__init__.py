@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
-from ctsam3d.data.io import Case, read_case
-from ctsam3d.evaluation.overlay import draw_overlay
+from ctsam3d.clicks import USERS, check_user
+from ctsam3d.data.datasets import KINDS, SPLITS, TUMOURS, DataSet, find_dataset, read_case_list
 from ctsam3d.evaluation.report import RunInfo, Skipped, write_report
-from ctsam3d.evaluation.simulate import CLICK_COUNTS, TOLERANCE_MM, Result, check_click_counts, simulate
+from ctsam3d.evaluation.runs import Parts, Run, Settings, code_sha256, dealt, process_group, together
+from ctsam3d.evaluation.simulate import (
+    CLICK_COUNTS,
+    TOLERANCE_MM,
+    TUMOUR_CLICK_COUNTS,
+    Result,
+    check_click_counts,
+    simulate,
+)
 from ctsam3d.segmenter import Segmenter, load
+from ctsam3d.training import processes
 
-__all__ = ["Result", "RunInfo", "Skipped", "evaluate", "evaluate_case", "find_cases", "simulate", "write_report"]
+__all__ = [
+    "CLICK_COUNTS",
+    "KINDS",
+    "MIN_VOXELS",
+    "SPLITS",
+    "TOLERANCE_MM",
+    "USERS",
+    "Result",
+    "RunInfo",
+    "Skipped",
+    "evaluate",
+    "find_cases",
+    "simulate",
+    "write_report",
+]
 
 MIN_VOXELS = 500
 
@@ -26,7 +46,7 @@ def evaluate(
     weights: str | os.PathLike = "default",
     cases: Sequence[str] | None = None,
     structures: Sequence[str] | None = None,
-    clicks: Sequence[int] = CLICK_COUNTS,
+    clicks: Sequence[int] | None = None,
     seeds: int = 3,
     min_voxels: int = MIN_VOXELS,
     tolerance_mm: float = TOLERANCE_MM,
@@ -34,83 +54,60 @@ def evaluate(
     overlays: bool = False,
     expand: bool = True,
     command: str = "",
-) -> Path:
-    """Evaluate weights on folders of cases and write `out`/results.csv and `out`/report.md, which is returned.
+    dataset: str = "auto",
+    case_list: str | os.PathLike | None = None,
+    split: str | None = None,
+    user: str = USERS[0],
+) -> Path | None:
+    """Evaluate weights on a data set and write the report into `out`: results.csv, report.md and what belongs to it.
+
+    The results of each structure are kept under `out`/parts: a run that was stopped goes on where it was when the
+    same command is given again. Under torchrun the cases are dealt over the processes, which share `out`, and the
+    first of them writes the report once all are done.
 
     Args:
-        data: folder of case folders (see `read_case`).
-        cases, structures: names; default all.
+        data: folder of a data set, see `find_dataset`.
+        cases, structures: names; default all of the split, and all that the data set is there for.
+        clicks: the numbers of clicks after which to score; default 1, 3, 5, 7, 9, and 10 for tumours.
         seeds: how many users click each structure, with the seeds 0 to `seeds` - 1.
         min_voxels: structures with fewer voxels at the model's spacing are left out and listed.
-        tolerance_mm: of NSD.
+        tolerance_mm: of NSD; NSD at 2 mm is there in any case.
+        device: "cpu" or "cuda"; under torchrun every process takes a GPU of its own.
         overlays: also write `out`/overlays/<case>_<structure>.png: the last mask of seed 0, through its first click.
         expand: whether a click spreads to the patches around its own, as far as the structure goes.
         command: for the report.
+        dataset: kind of the data set, "auto" or one of `KINDS`.
+        case_list: text file with the names of the cases, in the place of `cases`.
+        split: "train", "val", "test" or "all", see `DataSet.chosen`; not beside names of cases.
+        user: who clicks, one of `USERS`, see `user_click`.
+
+    Returns:
+        Path of the report; None in the processes that do not write it.
 
     Raises:
         FileNotFoundError, ValueError: data, weights or a number that cannot be used, or nothing to evaluate.
     """
-    counts, folders = check_click_counts(clicks), find_cases(data, cases)
     for name, value, least in (("seeds", seeds, 1), ("min_voxels", min_voxels, 1), ("tolerance_mm", tolerance_mm, 0)):
         if not value >= least:
             raise ValueError(f"{name} must be at least {least}, got {value}")
-    segmenter = load(weights, device)
-    pictures = Path(out) / "overlays" if overlays else None
-    results: list[Result] = []
-    skipped: list[Skipped] = []
-    for folder in folders:
-        case = read_case(folder)
-        wanted, left_out = _choose(case, structures, min_voxels, segmenter.info.spacing_mm)
-        skipped += left_out
-        runs = [(structure, range(seeds)) for structure in wanted]
-        results += evaluate_case(segmenter, case, runs, counts, tolerance_mm, pictures, expand)
-    info = segmenter.info
-    run = RunInfo(
-        weights=os.fspath(weights),
-        version=info.version,
-        sha256=info.sha256,
-        trained_on=tuple(map(str, info.notes.get("data", ()))),
-        cases=tuple(folder.name for folder in folders),
-        seeds=tuple(range(seeds)),
-        min_voxels=min_voxels,
-        spacing_mm=info.spacing_mm,
-        tolerance_mm=tolerance_mm,
-        device=str(segmenter.device),
-        expand=expand,
-        command=command,
-    )
-    return write_report(out, results, skipped, run)
-
-
-def evaluate_case(
-    segmenter: Segmenter,
-    case: Case,
-    runs: Sequence[tuple[str, Sequence[int]]],
-    clicks: Sequence[int] = CLICK_COUNTS,
-    tolerance_mm: float = TOLERANCE_MM,
-    pictures: Path | None = None,
-    expand: bool = True,
-) -> list[Result]:
-    """The results of some structures of a case, each with its seeds; a progress bar goes along.
-
-    Args:
-        pictures: folder for an overlay of each structure after the clicks of its first seed.
-        expand: whether a click spreads to the patches around its own.
-    """
-    results = []
-    with tqdm(total=sum(len(seeds) for _, seeds in runs), desc=case.name, unit="run") as bar:
-        for structure, seeds in runs:
-            target_ijk = case.mask(structure)
-            for seed in seeds:
-                session = segmenter.session(case.volume, expand)
-                results += simulate(session, target_ijk, case.name, structure, seed, clicks, tolerance_mm)
-                if pictures is not None and seed == seeds[0]:
-                    title = f"{case.name} · {structure} · {len(session.clicks)} clicks · DSC {results[-1].dsc:.3f}"
-                    file = pictures / f"{case.name}_{structure}.png".replace("/", "-")
-                    draw_overlay(file, case.volume, session.mask(), session.clicks, session.clicks[0].ijk, title)
-                bar.set_postfix_str(f"{structure} DSC {results[-1].dsc:.3f}", refresh=False)
-                bar.update()
-    return results
+    check_user(user)
+    counts = check_click_counts(clicks) if clicks is not None else None
+    found = find_dataset(data, dataset)
+    chosen = found.chosen(_names(cases, case_list, split), split)
+    counts = counts or (TUMOUR_CLICK_COUNTS if found.kind in TUMOURS else CLICK_COUNTS)
+    with process_group(device) as device:
+        segmenter = load(weights, device)
+        settings = _settings(segmenter, counts, seeds, tolerance_mm, user, expand)
+        pictures = Path(out) / "overlays" if overlays else None
+        run = Run(Parts(Path(out) / "parts", settings), structures or found.structures, min_voxels, pictures)
+        failed = together(run.do(segmenter, dealt(chosen)))
+        if processes.rank() > 0:
+            return None
+        if failed:
+            reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
+            raise ValueError(f"cases must be usable, the others are done and kept in {out}; {reasons}")
+        info = _run_info(found, weights, segmenter, settings, [case.name for case in chosen], min_voxels, command)
+        return write_report(out, *run.gather(chosen), info)
 
 
 def find_cases(data: str | os.PathLike, names: Sequence[str] | None = None) -> list[Path]:
@@ -120,33 +117,54 @@ def find_cases(data: str | os.PathLike, names: Sequence[str] | None = None) -> l
         FileNotFoundError: no such folder.
         ValueError: a name that is no case of it, or no case at all.
     """
-    data = Path(data)
-    if not data.is_dir():
-        raise FileNotFoundError(f"data must be an existing folder of cases, got {data}")
-    found = {folder.name: folder for folder in _labelled_folders(data)}
-    unknown = [name for name in names or () if name not in found]
-    if unknown or not found:
-        raise ValueError(f"cases must be among those of {data}, {sorted(found) or 'which has none'}, got {unknown}")
-    return [found[name] for name in dict.fromkeys(names or found)]
+    return [Path(data) / case.name for case in find_dataset(data, "cases").chosen(names)]
 
 
-def _labelled_folders(data: Path) -> Iterator[Path]:
-    for folder in sorted(data.iterdir()):
-        if (folder / "seg.nii.gz").is_file() or (folder / "segmentations").is_dir():
-            yield folder
+def _names(cases: Sequence[str] | None, case_list, split: str | None) -> Sequence[str] | None:
+    ways = {"cases": cases, "case_list": case_list, "split": split}
+    given = [name for name, value in ways.items() if value is not None]
+    if len(given) > 1:
+        raise ValueError(f"cases must be chosen in one way, got {' and '.join(given)}")
+    return read_case_list(case_list) if case_list is not None else cases
 
 
-def _choose(
-    case: Case, structures: Sequence[str] | None, min_voxels: int, spacing_mm: float
-) -> tuple[list[str], list[Skipped]]:
-    """The structures of a case that are asked for and large enough, and the others that are asked for."""
-    voxel_mm3 = abs(float(np.linalg.det(case.volume.affine_ras_mm[:3, :3])))
-    wanted, skipped = [], []
-    for name in dict.fromkeys(structures or case.names):
-        count = int(np.count_nonzero(case.mask(name))) if name in case.structures else 0
-        voxels = count * voxel_mm3 / spacing_mm**3
-        if count and voxels >= min_voxels:
-            wanted.append(name)
-        else:
-            skipped.append(Skipped(case.name, name, int(voxels)))
-    return wanted, skipped
+def _settings(
+    segmenter: Segmenter, counts: tuple[int, ...], seeds: int, tolerance_mm: float, user: str, expand: bool
+) -> Settings:
+    info = segmenter.info
+    return Settings(
+        weights_sha256=info.sha256,
+        hu_window=info.hu_window,
+        spacing_mm=info.spacing_mm,
+        feedback=info.feedback,
+        peak_threshold=info.peak_threshold,
+        clicks=counts,
+        seeds=tuple(range(seeds)),
+        tolerance_mm=float(tolerance_mm),
+        user=user,
+        expand=expand,
+        device=segmenter.device.type,
+        code=code_sha256(),
+    )
+
+
+def _run_info(
+    found: DataSet, weights, segmenter: Segmenter, settings: Settings, cases: list[str], min_voxels: int, command: str
+) -> RunInfo:
+    info = segmenter.info
+    return RunInfo(
+        weights=os.fspath(weights),
+        version=info.version,
+        sha256=info.sha256,
+        trained_on=tuple(map(str, info.notes.get("data", ()))),
+        cases=tuple(cases),
+        seeds=settings.seeds,
+        min_voxels=min_voxels,
+        spacing_mm=info.spacing_mm,
+        tolerance_mm=settings.tolerance_mm,
+        device=str(segmenter.device),
+        command=command,
+        expand=settings.expand,
+        dataset="" if found.kind == "cases" else found.kind,
+        user=settings.user,
+    )

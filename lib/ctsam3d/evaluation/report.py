@@ -37,6 +37,8 @@ class RunInfo:
         trained_on: names of the data that the weights say they were trained on.
         expand: whether a click spread to other patches.
         command: the command line, "" where there was none.
+        dataset: kind of the data set, "" for a folder of cases.
+        user: who clicked, see `user_click`.
     """
 
     weights: str
@@ -51,6 +53,8 @@ class RunInfo:
     device: str
     command: str = ""
     expand: bool = True
+    dataset: str = ""
+    user: str = "deepest"
 
 
 def write_report(
