@@ -126,7 +126,7 @@ def test_command_line_with_patients(runs, tmp_path, capsys):
     (tmp_path / "patients.csv").write_text("case,patient\ncase_0,p\ncase_1,p\n")
     arguments = [str(runs / "v1"), str(runs / "v2"), "--out", str(tmp_path / "out")]
     script.main([*arguments, "--patients", str(tmp_path / "patients.csv")])
-    assert capsys.readouterr().out == f"report: {runs / 'out' / 'comparison.md'}\n"
+    assert capsys.readouterr().out == f"report: {tmp_path / 'out' / 'comparison.md'}\n"
     text = (tmp_path / "out" / "comparison.md").read_text(encoding="utf-8")
     assert "| DSC after 5 clicks | 5 |" in text and "--patients" in text
     (tmp_path / "patients.csv").write_text("case\nx\n")

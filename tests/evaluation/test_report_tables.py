@@ -53,6 +53,7 @@ def test_area_is_that_of_the_trapezoids_up_to_five_clicks():
     # (0.2 + 0.6) / 2 * 2 + (0.6 + 0.8) / 2 * 2 = 2.2, over a width of 4
     assert report_statistics.auc(frame)["liver"] == pytest.approx(0.55)
     assert report_statistics.auc(frame_of({("a", "liver", 0): (0.2,)}, clicks=(1,)))["liver"] == 0.2
+    assert np.isnan(report_statistics.auc(frame_of({("a", "liver", 0): (0.2,)}, clicks=(10,)))["liver"])
 
 
 def test_interval_holds_the_mean_and_is_the_same_each_time():

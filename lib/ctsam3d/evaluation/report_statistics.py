@@ -32,10 +32,12 @@ def noc(frame: pd.DataFrame, target: float) -> pd.DataFrame:
 def auc(frame: pd.DataFrame) -> pd.Series:
     """The area under DSC over clicks 1 to 5, over its width, so from 0 to 1; by structure, the mean over its runs.
 
-    Trapezoids between the numbers of clicks that were scored; where there is one number alone, its DSC.
+    Trapezoids between the numbers of clicks that were scored; where there is one number alone, its DSC, where there is
+    none, NaN.
     """
     early = frame[frame["clicks"] <= AUC_CLICKS]
     curves = early.groupby(["structure", "clicks"], sort=False)["dsc"].mean().unstack("clicks").sort_index(axis=1)
+    curves = curves.reindex(frame["structure"].unique())
     clicks = curves.columns.to_numpy(dtype=float)
     if len(clicks) < 2:
         return curves.mean(axis=1).rename("auc")
