@@ -114,10 +114,11 @@ def test_the_papers_figures_stand_beside_ours_on_its_data_alone():
         text_of(scored, replace(RUN, dataset=dataset, tolerance_mm=tolerance_mm))
         for dataset, tolerance_mm in (("", 5.0), ("flare22", 5.0), ("flare22", 2.0), ("btcv", 5.0))
     )
-    assert "in the paper (" not in own and "These data are not the paper's" in own
+    assert "(paper)" not in own and "These data are not the paper's" in own
     assert flare.startswith("# Evaluation with simulated clicks: FLARE22\n")
-    rows = [line for line in flare.splitlines() if "in the paper (" in line]
+    rows = [line for line in flare.splitlines() if "(paper) |" in line]
     assert [line.split("|")[2:4] for line in rows] == [[" – ", f" {v} "] for v in ("0.884", "0.722", "0.958", "0.682")]
+    assert "CT-SAM3D (paper): text on FLARE22" in flare
     assert "0.884" in coarse and "0.958" not in coarse and "The paper's NSD is at 5 mm" in coarse
     assert "No figure of the paper on BTCV was found." in btcv
     with pytest.raises(ValueError, match="dataset must be one of"):

@@ -7,7 +7,7 @@ import pytest
 from ctsam3d.evaluation.report_document import Bullets, Document, KeyFigures, Picture, Section, Table, to_markdown
 from ctsam3d.evaluation.report_html import to_html
 
-VOID = {"meta", "img", "link", "br", "hr", "input"}
+VOID = {"meta", "img", "link", "br", "hr", "input", "wbr"}
 DOCUMENT = Document(
     "A <title>",
     (

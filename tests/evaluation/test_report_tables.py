@@ -155,12 +155,20 @@ def test_cost_is_left_out_where_the_weights_are_others():
         table.header[2]: "72.5",
     }
     assert row(report_tables.cost_table(None, 1234.5), "most memory of the run, MB")["ours"] == "1234"
+    assert row(table, "most memory of the run, MB")["ours"] == "not measured"
 
 
 def test_bars_show_every_structure_in_its_place():
     ax = report_figures.structure_bars(FRAME, "dsc", "DSC", GROUPS).axes[0]
     assert [label.get_text() for label in ax.get_yticklabels()] == ["spleen", "liver"]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx([0.3, 0.925])
+
+
+def test_many_bars_stand_in_two_columns():
+    columns = report_figures._columns({"one": ["a", "b"], "two": ["c"]})
+    assert columns == [{"a": 0, "b": 1, "c": 2.8}]  # a gap of 0.8 between groups
+    first, second = report_figures._columns(grouped(NAMES))
+    assert len(first) + len(second) == len(NAMES) and next(iter(second)) == "rib_left_1" and second["rib_left_1"] == 0
 
 
 def test_curves_show_the_cases_the_groups_and_the_paper():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,9 @@ from ctsam3d.evaluation.report_statistics import interval
 from ctsam3d.evaluation.report_tables import by_case, case_means, clicks_text, headline_clicks, structure_means
 
 COLOUR, PALE, ACCENT = "#0064b4", "#9dc3e6", "#d9480f"
+_GROUP_COLOURS = (*colormaps["Dark2"].colors, *colormaps["Set1"].colors)
 DPI = 140
+_ONE_COLUMN = 40  # structures; more bars stand in two columns
 _WIDTH = 8.0  # inches; text of 9 points is then still read on a phone, where the page scrolls wide figures
 
 
@@ -72,15 +75,14 @@ def click_curves(
     members = grouped(frame["structure"], groups)
     figure = Figure(figsize=(_WIDTH, 4.6 + 0.2 * math.ceil(len(members) / 3)), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
-    colours = colormaps["tab20"].colors
     for ax, (score, name) in zip(axes, names.items()):
-        for index, (group, structures) in enumerate(members.items() if len(members) > 1 else ()):
-            means = structure_means(frame[frame["structure"].isin(structures)], score).mean()
-            ax.plot(means.index, means, color=colours[index % 20], marker=".", linewidth=1.2, label=group)
         cases = by_case(frame, score)
         low, high = np.array([interval(cases[n]) for n in cases]).T
-        ax.fill_between(cases.columns, low, high, color=COLOUR, alpha=0.18, linewidth=0)
-        ax.plot(cases.columns, cases.mean(), color=COLOUR, marker="o", linewidth=2.6, label="mean over cases")
+        ax.fill_between(cases.columns, low, high, color="0.5", alpha=0.25, linewidth=0)
+        ax.plot(cases.columns, cases.mean(), color="0.1", marker="o", linewidth=3, label="mean over cases")
+        for colour, (group, structures) in zip(cycle(_GROUP_COLOURS), members.items() if len(members) > 1 else ()):
+            means = structure_means(frame[frame["structure"].isin(structures)], score).mean()
+            ax.plot(means.index, means, color=colour, marker=".", linewidth=1.2, label=group)
         _stars(ax, score, published)
         ax.set(ylim=(-0.02, 1.02), xticks=cases.columns, xlabel="clicks", title=name)
         _grid(ax, "both")
@@ -105,27 +107,40 @@ def structure_bars(frame: pd.DataFrame, score: str, name: str, groups: Mapping[s
     """
     clicks, first = headline_clicks(frame), int(frame["clicks"].min())
     means, cases = structure_means(frame, score), case_means(frame, score)[clicks]
-    members = grouped(means.index, groups)
-    places, place = {}, 0.0
-    for structures in members.values():
-        for structure in structures:
-            places[structure], place = place, place + 1
-        place += 0.8  # between groups
-    figure = Figure(figsize=(_WIDTH, 1.2 + 0.2 * place), layout="constrained")
-    ax = figure.subplots()
-    order = list(places)
-    at, values = [places[s] for s in order], means.loc[order, clicks]
-    ax.barh(at, values, height=0.75, color=PALE, edgecolor=COLOUR, linewidth=0.6, label=f"after {clicks_text(clicks)}")
-    spans = np.array([interval(cases[structure]) for structure in order])
-    ax.hlines(at, spans[:, 0], spans[:, 1], color=COLOUR, linewidth=1.6)
-    if first != clicks:
-        label = f"after {clicks_text(first)}"
-        ax.plot(means.loc[order, first], at, "|", color=ACCENT, markersize=8, markeredgewidth=2, label=label)
-    ax.set_yticks(at, order, fontsize=8)
-    ax.set(xlim=(0, 1.02), ylim=(place - 0.8, -0.8), xlabel=name)
-    ax.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, fontsize=8.5, frameon=False)
-    _grid(ax, "x")
+    columns = _columns(grouped(means.index, groups))
+    height = 1.2 + 0.2 * max(max(places.values()) for places in columns)
+    figure = Figure(figsize=(_WIDTH + 2 * (len(columns) - 1), height), layout="constrained")
+    axes = figure.subplots(1, len(columns), squeeze=False)[0]
+    for ax, places in zip(axes, columns):
+        order, at = list(places), list(places.values())
+        bars = {"height": 0.75, "color": PALE, "edgecolor": COLOUR, "linewidth": 0.6}
+        ax.barh(at, means.loc[order, clicks], label=f"after {clicks_text(clicks)}", **bars)
+        low, high = np.array([interval(cases[structure]) for structure in order]).T
+        ax.hlines(at, low, high, color=COLOUR, linewidth=1.6)
+        if first != clicks:
+            tick = {"color": ACCENT, "markersize": 8, "markeredgewidth": 2, "label": f"after {clicks_text(first)}"}
+            ax.plot(means.loc[order, first], at, "|", **tick)
+        ax.set_yticks(at, order, fontsize=8)
+        ax.set(xlim=(0, 1.02), ylim=(max(at) + 0.8, -0.8), xlabel=name)
+        _grid(ax, "x")
+    handles = axes[0].get_legend_handles_labels()
+    figure.legend(*handles, loc="outside upper center", ncols=2, fontsize=8.5, frameon=False)
     return figure
+
+
+def _columns(members: Mapping[str, Sequence[str]]) -> list[dict[str, float]]:
+    """Places of structures from the top, with a gap between groups; in two columns where they are many."""
+    total, taken = sum(map(len, members.values())), 0
+    columns: list[dict[str, float]] = [{}]
+    place = 0.0
+    for structures in members.values():
+        if total > _ONE_COLUMN and len(columns) == 1 and taken >= total / 2:
+            columns.append({})
+            place = 0.0
+        columns[-1] |= {structure: place + index for index, structure in enumerate(structures)}
+        place += len(structures) + 0.8
+        taken += len(structures)
+    return columns
 
 
 def _grid(ax, axis: str) -> None:

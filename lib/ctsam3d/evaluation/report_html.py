@@ -41,7 +41,7 @@ caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
 thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); font-weight: 500;
-  white-space: normal; min-width: 7rem; max-width: 20rem; }
+  white-space: normal; overflow-wrap: break-word; min-width: 7rem; max-width: min(20rem, 45vw); }
 figure { margin: .8rem 0; }
 figcaption { font-size: .85rem; color: var(--soft); }
 figure img { display: block; max-width: 100%; height: auto; }
@@ -50,7 +50,8 @@ figure.chart img { min-width: 34rem; }
 @media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f2f2f2; --strong: #000; }
   body { font-size: 10pt; max-width: none; padding: 0; } nav { display: none; } .wide { overflow: visible; }
   table { font-size: 7.5pt; } thead { display: table-header-group; } tr, figure, dl div { break-inside: avoid; }
-  h2 { break-after: avoid; } th, td { padding: .1rem .35rem; } th:first-child { position: static; }
+  h2 { break-after: avoid; } th, td { padding: .1rem .35rem; white-space: normal; }
+  th:first-child { position: static; } figure img { max-height: 24cm; width: auto; }
   figure.chart img { min-width: 0; filter: none; } }
 """
 
@@ -111,7 +112,8 @@ def _table(table: Table) -> str:
     rows = []
     for first, *others in table.rows:
         cells = "".join(f"<td>{_inline(cell)}</td>" for cell in others)
-        rows.append(f'<tr><th scope="row">{_inline(first)}</th>{cells}</tr>')
+        name = _inline(first).replace("_", "_<wbr>")  # where the names of structures may break
+        rows.append(f'<tr><th scope="row">{name}</th>{cells}</tr>')
     body = "\n".join(rows)
     return f'<div class="wide"><table>{caption}<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody></table></div>'
 

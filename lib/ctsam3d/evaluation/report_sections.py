@@ -39,6 +39,7 @@ def make_document(
             "Clicks",
             (
                 report_tables.click_table(frame, names, run.trained_on, published),
+                *(f"{method} (paper): {source}." for method, source in _sources(published)),
                 Picture("clicks.png", "Scores against clicks: mean over cases with its 95 % interval, and the groups"),
             ),
         ),
@@ -113,6 +114,11 @@ def _organ_notes(run: RunInfo) -> tuple[str, ...]:
     if run.user != "deepest":
         notes.append("The paper's user clicks the deepest point of the error; this one does not.")
     return tuple(notes)
+
+
+def _sources(published: Sequence[paper.Published]) -> list[tuple[str, str]]:
+    """Method and source of the paper's means, each once."""
+    return list(dict.fromkeys((row.method, row.source) for row in published if row.clicks and not row.structure))
 
 
 def _tumours(frame: pd.DataFrame, names: Mapping[str, str]) -> tuple[Section, ...]:

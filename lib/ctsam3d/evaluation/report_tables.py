@@ -52,7 +52,7 @@ def structure_means(frame: pd.DataFrame, score: str) -> pd.DataFrame:
 
 def by_case(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     """Mean over a case's structures: a row per case, a column per number of clicks."""
-    return case_means(frame, score).groupby(level="case", sort=False).mean()
+    return case_means(frame, score).groupby(level="case").mean().reindex(frame["case"].unique())
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -140,12 +140,12 @@ def click_table(
 def _published_rows(published: Sequence[paper.Published], counts: Sequence[int], names: Mapping[str, str]) -> list:
     rows = []
     for score in ("dsc", "nsd"):
-        found: dict[tuple[str, str], dict[int, float]] = {}
+        found: dict[str, dict[int, float]] = {}
         for row in published:
             if not row.structure and row.clicks in counts and row.score(score) is not None:
-                found.setdefault((row.method, row.source), {})[row.clicks] = row.score(score)
-        for (method, source), values in found.items():
-            rows.append((f"{names[score]}, {method} in the paper ({source})", *(number(values.get(n)) for n in counts)))
+                found.setdefault(row.method, {})[row.clicks] = row.score(score)
+        for method, values in found.items():
+            rows.append((f"{names[score]}, {method} (paper)", *(number(values.get(n)) for n in counts)))
     return rows
 
 
@@ -243,7 +243,7 @@ def cost_table(cost: NetworkCost | None, memory_mb: float | None) -> Table:
         row("of that the decoder, each pass of a click", cost and cost.decode, 1e9),
         row("P: multiply-adds of a neighbour, 10⁹", cost and cost.propose, 1e9, theirs["P"].multiply_adds),
         ("passes of the decoder a click", str(1 + cost.feedback) if cost else "–", "–"),
-        ("most memory of the run, MB", number(memory_mb, 0), "–"),
+        ("most memory of the run, MB", "not measured" if memory_mb is None else number(memory_mb, 0), "–"),
     )
     return Table(("", f"ours ({cost.preset})" if cost else "ours", f"{paper.METHOD} in the paper"), rows)
 
