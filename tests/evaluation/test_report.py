@@ -126,8 +126,10 @@ def test_the_papers_figures_stand_beside_ours_on_its_data_alone():
 
 
 def test_another_user_is_said_to_be_another():
-    text = text_of(results(), replace(RUN, user="jittered by 5 mm"))
-    assert "user: jittered by 5 mm" in text and "The paper's user clicks the deepest point" in text
+    text = text_of(results(), replace(RUN, user="jittered"))
+    assert "a few mm beside the deepest point" in text
+    assert "user: tired" in text_of(results(), replace(RUN, user="tired"))
+    assert "The paper's user clicks the deepest point" in text
     assert "The paper's user" not in text_of(results())
 
 
@@ -201,6 +203,7 @@ def test_evaluation_from_folder_to_report(data, tmp_path):
         seeds=2,
         min_voxels=10_000,
         overlays=True,
+        expand=False,
         command="the command",
     )
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))

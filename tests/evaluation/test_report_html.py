@@ -1,5 +1,6 @@
 """Documents as Markdown and as a page: nothing is fetched, nothing breaks out of its cell."""
 
+import struct
 from html.parser import HTMLParser
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from ctsam3d.evaluation.report_document import Bullets, Document, KeyFigures, Picture, Section, Table, to_markdown
 from ctsam3d.evaluation.report_html import to_html
 
+PNG = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR" + struct.pack(">II", 500, 200)
 VOID = {"meta", "img", "link", "br", "hr", "input", "wbr"}
 DOCUMENT = Document(
     "A <title>",
@@ -62,20 +64,21 @@ def test_markdown_has_every_block():
 
 
 def test_a_page_needs_nothing_else_and_runs_nothing():
-    page = read(to_html(DOCUMENT, {"sub folder/p.png": b"PNG"}))
+    page = read(to_html(DOCUMENT, {"sub folder/p.png": PNG}))
     assert not {"script", "link", "iframe", "object"} & set(page.tags)
     for name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("src", "href"):
-            assert value.startswith(("data:image/png;base64,UE5H", "#s"))
+            assert value.startswith(("data:image/png;base64,iVBORw0KGgo", "#s"))
     assert page.tags.count("b") == 0 and page.tags.count("strong") == 2 and page.tags.count("code") == 1
     assert "a|b <script>" in page.text and "<b>none</b>" in page.text and "A <title>" in page.text
+    assert {("width", "500"), ("height", "200"), ("style", "min-width: 300px")} <= set(page.attributes)
     assert ("alt", 'a "picture"') in page.attributes and ("scope", "row") in page.attributes
     assert "@import" not in page.text and "url(" not in page.text  # of the style
 
 
 def test_a_page_is_for_phones_dark_rooms_and_paper():
-    text = to_html(DOCUMENT, {"sub folder/p.png": b"PNG"})
+    text = to_html(DOCUMENT, {"sub folder/p.png": PNG})
     for part in ("width=device-width", "prefers-color-scheme: dark", "@media print", '<html lang="en">'):
         assert part in text
 
@@ -83,6 +86,8 @@ def test_a_page_is_for_phones_dark_rooms_and_paper():
 def test_a_picture_that_is_not_there_is_named():
     with pytest.raises(ValueError, match=r"sub folder/p\.png"):
         to_html(DOCUMENT, {})
+    with pytest.raises(ValueError, match=r"PNG files, sub folder/p\.png"):
+        to_html(DOCUMENT, {"sub folder/p.png": b"GIF89a"})
 
 
 def test_rows_are_as_long_as_the_header():

@@ -40,20 +40,21 @@ def row(table, name):
 
 def test_clicks_needed_count_failures_apart():
     found = report_statistics.noc(FRAME, 0.9).set_index(["case", "structure", "seed"])
-    assert found["clicks"].to_dict() == {
+    assert found["noc"].to_dict() == {
         ("a", "liver", 0): 5, ("a", "liver", 1): 5, ("b", "liver", 0): 3, ("b", "spleen", 0): 5,
     }  # fmt: skip
     assert found["failed"].tolist() == [False, False, False, True]
     once = frame_of({("a", "liver", 0): (0.9, 0.5, 0.5)})  # lost again afterwards: it was there after one click
-    assert report_statistics.noc(once, 0.9)["clicks"].tolist() == [1]
+    assert report_statistics.noc(once, 0.9)["noc"].tolist() == [1]
 
 
 def test_area_is_that_of_the_trapezoids_up_to_five_clicks():
     frame = frame_of({("a", "liver", 0): (0.2, 0.6, 0.8, 0.0)}, clicks=(1, 3, 5, 9))
     # (0.2 + 0.6) / 2 * 2 + (0.6 + 0.8) / 2 * 2 = 2.2, over a width of 4
     assert report_statistics.auc(frame)["liver"] == pytest.approx(0.55)
-    assert report_statistics.auc(frame_of({("a", "liver", 0): (0.2,)}, clicks=(1,)))["liver"] == 0.2
-    assert np.isnan(report_statistics.auc(frame_of({("a", "liver", 0): (0.2,)}, clicks=(10,)))["liver"])
+    for clicks in ((1,), (10,), (1, 3), (3, 5)):
+        short = frame_of({("a", "liver", 0): (0.2, 0.2)}, clicks=clicks)
+        assert np.isnan(report_statistics.auc(short)["liver"])
 
 
 def test_interval_holds_the_mean_and_is_the_same_each_time():

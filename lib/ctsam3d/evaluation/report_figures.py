@@ -108,8 +108,8 @@ def structure_bars(frame: pd.DataFrame, score: str, name: str, groups: Mapping[s
     clicks, first = headline_clicks(frame), int(frame["clicks"].min())
     means, cases = structure_means(frame, score), case_means(frame, score)[clicks]
     columns = _columns(grouped(means.index, groups))
-    height = 1.2 + 0.2 * max(max(places.values()) for places in columns)
-    figure = Figure(figsize=(_WIDTH + 2 * (len(columns) - 1), height), layout="constrained")
+    lowest = max(max(places.values()) for places in columns)
+    figure = Figure(figsize=(_WIDTH + 2 * (len(columns) - 1), 1.2 + 0.2 * lowest), layout="constrained")
     axes = figure.subplots(1, len(columns), squeeze=False)[0]
     for ax, places in zip(axes, columns):
         order, at = list(places), list(places.values())
@@ -121,7 +121,7 @@ def structure_bars(frame: pd.DataFrame, score: str, name: str, groups: Mapping[s
             tick = {"color": ACCENT, "markersize": 8, "markeredgewidth": 2, "label": f"after {clicks_text(first)}"}
             ax.plot(means.loc[order, first], at, "|", **tick)
         ax.set_yticks(at, order, fontsize=8)
-        ax.set(xlim=(0, 1.02), ylim=(max(at) + 0.8, -0.8), xlabel=name)
+        ax.set(xlim=(0, 1.02), ylim=(lowest + 0.8, -0.8), xlabel=name)
         _grid(ax, "x")
     handles = axes[0].get_legend_handles_labels()
     figure.legend(*handles, loc="outside upper center", ncols=2, fontsize=8.5, frameon=False)

@@ -9,10 +9,12 @@ from __future__ import annotations
 import base64
 import html
 import re
+import struct
 from collections.abc import Mapping
 
 from ctsam3d.evaluation.report_document import Block, Bullets, Document, KeyFigures, Picture, Section, Table
 
+_LEAST = 0.6  # of a chart's pixels, below which its text is hard to read and it scrolls instead
 _STYLE = """
 :root { color-scheme: light dark; --text: #1d2329; --soft: #59636e; --line: #d5dae0; --back: #fff; --panel: #f4f6f8;
   --strong: #0b5a9e; }
@@ -45,14 +47,13 @@ th:first-child { text-align: left; position: sticky; left: 0; background: var(--
 figure { margin: .8rem 0; }
 figcaption { font-size: .85rem; color: var(--soft); }
 figure img { display: block; max-width: 100%; height: auto; }
-figure.chart img { min-width: 34rem; }
 @media (prefers-color-scheme: dark) { figure.chart img { filter: invert(.92) hue-rotate(180deg); } }
 @media print { :root { --text: #000; --soft: #444; --line: #bbb; --back: #fff; --panel: #f2f2f2; --strong: #000; }
   body { font-size: 10pt; max-width: none; padding: 0; } nav { display: none; } .wide { overflow: visible; }
   table { font-size: 7.5pt; } thead { display: table-header-group; } tr, figure, dl div { break-inside: avoid; }
   h2 { break-after: avoid; } th, td { padding: .1rem .35rem; white-space: normal; }
   th:first-child { position: static; } figure img { max-height: 24cm; width: auto; }
-  figure.chart img { min-width: 0; filter: none; } }
+  figure.chart img { min-width: 0 !important; filter: none; } }
 """
 
 
@@ -63,7 +64,7 @@ def to_html(document: Document, images: Mapping[str, bytes]) -> str:
         images: the PNG of each picture, by its file.
 
     Raises:
-        ValueError: a picture without its PNG.
+        ValueError: a picture without its PNG, or one that is none.
     """
     missing = [picture.file for picture in document.pictures if picture.file not in images]
     if missing:
@@ -95,11 +96,19 @@ def _block(block: Block, images: Mapping[str, bytes]) -> str:
         case Table():
             return _table(block)
         case Picture(file, text, chart):
-            data = base64.b64encode(images[file]).decode("ascii")
-            kind = ' class="chart"' if chart else ""
-            image = f'<img src="data:image/png;base64,{data}" alt="{html.escape(text)}">'
+            data, (width, height) = base64.b64encode(images[file]).decode("ascii"), _size(images[file], file)
+            kind, least = (' class="chart"', f' style="min-width: {_LEAST * width:.0f}px"') if chart else ("", "")
+            size = f'width="{width}" height="{height}"{least}'
+            image = f'<img src="data:image/png;base64,{data}" {size} alt="{html.escape(text)}">'
             return f'<figure{kind}><div class="wide">{image}</div><figcaption>{_inline(text)}</figcaption></figure>'
     raise TypeError(f"block must be a text, list, table or picture, got {type(block).__name__}")
+
+
+def _size(png: bytes, file: str) -> tuple[int, int]:
+    """Width and height in pixels, from the header."""
+    if len(png) < 24 or not png.startswith(b"\x89PNG"):
+        raise ValueError(f"images must be PNG files, {file} is none")
+    return struct.unpack(">II", png[16:24])
 
 
 def _card(what: str, figure: str, of: str) -> str:

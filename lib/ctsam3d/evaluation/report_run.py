@@ -10,7 +10,15 @@ import pandas as pd
 
 from ctsam3d.evaluation import paper
 
-USERS = {"deepest": "first click random in the structure, the next at the deepest point (mm) of the error"}
+_THEN = "first click random in the structure, the next"
+USERS = {
+    "deepest": f"{_THEN} at the deepest point (mm) of the error",
+    "jittered": f"{_THEN} a few mm beside the deepest point of the error",
+    "wrong-sign": f"{_THEN} at the deepest point (mm) of the error, some with the wrong sign",
+    "random": f"{_THEN} anywhere in the error",
+}
+"""How the clicks of each simulated user are chosen, in words."""
+
 _KEY = ["case", "structure", "seed", "clicks"]
 _NEEDED = (*_KEY, "dsc", "nsd", "seconds", "patches")
 

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from scipy.integrate import trapezoid
 
-AUC_CLICKS = 5
+_FIRST, _LAST = 1, 5  # clicks of the area
 _RUN = ["case", "structure", "seed"]
 _RESAMPLES = 2000
 
@@ -20,28 +20,24 @@ def noc(frame: pd.DataFrame, target: float) -> pd.DataFrame:
     Only numbers of clicks that were scored can be found. A run that never got there counts with its largest number.
 
     Returns:
-        A row per run with case, structure, seed, clicks (int) and failed (bool).
+        A row per run with case, structure, seed, noc (int) and failed (bool).
     """
     runs = frame.groupby(_RUN, sort=False)["clicks"].max().to_frame("most")
     reached = frame[frame["dsc"] >= target].groupby(_RUN, sort=False)["clicks"].min()
     found = reached.reindex(runs.index)
-    runs["clicks"], runs["failed"] = found.fillna(runs["most"]).astype(int), found.isna()
+    runs["noc"], runs["failed"] = found.fillna(runs["most"]).astype(int), found.isna()
     return runs.drop(columns="most").reset_index()
 
 
 def auc(frame: pd.DataFrame) -> pd.Series:
     """The area under DSC over clicks 1 to 5, over its width, so from 0 to 1; by structure, the mean over its runs.
 
-    Trapezoids between the numbers of clicks that were scored; where there is one number alone, its DSC, where there is
-    none, NaN.
+    Trapezoids between the numbers of clicks that were scored. NaN where DSC after 1 or after 5 clicks is not there,
+    since the area would be another one.
     """
-    early = frame[frame["clicks"] <= AUC_CLICKS]
-    curves = early.groupby(["structure", "clicks"], sort=False)["dsc"].mean().unstack("clicks").sort_index(axis=1)
-    curves = curves.reindex(frame["structure"].unique())
-    clicks = curves.columns.to_numpy(dtype=float)
-    if len(clicks) < 2:
-        return curves.mean(axis=1).rename("auc")
-    areas = trapezoid(curves.to_numpy(), clicks, axis=1) / (clicks[-1] - clicks[0])
+    curves = frame.groupby(["structure", "clicks"], sort=False)["dsc"].mean().unstack("clicks")
+    clicks = sorted({_FIRST, _LAST}.union(count for count in curves.columns if _FIRST < count < _LAST))
+    areas = trapezoid(curves.reindex(columns=clicks).to_numpy(), clicks, axis=1) / (_LAST - _FIRST)
     return pd.Series(areas, index=curves.index, name="auc")
 
 
