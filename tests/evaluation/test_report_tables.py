@@ -40,12 +40,12 @@ def row(table, name):
 
 def test_clicks_needed_count_failures_apart():
     found = report_statistics.noc(FRAME, 0.9).set_index(["case", "structure", "seed"])
-    assert found["noc"].to_dict() == {
+    assert found["clicks"].to_dict() == {
         ("a", "liver", 0): 5, ("a", "liver", 1): 5, ("b", "liver", 0): 3, ("b", "spleen", 0): 5,
     }  # fmt: skip
     assert found["failed"].tolist() == [False, False, False, True]
     once = frame_of({("a", "liver", 0): (0.9, 0.5, 0.5)})  # lost again afterwards: it was there after one click
-    assert report_statistics.noc(once, 0.9)["noc"].tolist() == [1]
+    assert report_statistics.noc(once, 0.9)["clicks"].tolist() == [1]
 
 
 def test_area_is_that_of_the_trapezoids_up_to_five_clicks():

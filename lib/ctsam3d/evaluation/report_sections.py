@@ -78,7 +78,7 @@ def _key_figures(frame: pd.DataFrame, names: Mapping[str, str]) -> KeyFigures:
     for target in report_tables.TARGETS:
         needed = noc(frame, target)
         of = f"clicks to DSC {target:g}; {needed['failed'].sum()} of {len(needed)} runs never got there"
-        items.append((f"NoC@{100 * target:.0f}", f"{needed['noc'].mean():.1f}", of))
+        items.append((f"NoC@{100 * target:.0f}", f"{needed['clicks'].mean():.1f}", of))
     items.append(("AUC of clicks 1–5", number(auc(frame).mean()), "DSC, normalised; mean over structures"))
     made = frame.loc[frame["seconds"] > 0, "seconds"]
     if len(made):

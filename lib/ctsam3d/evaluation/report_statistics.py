@@ -20,12 +20,12 @@ def noc(frame: pd.DataFrame, target: float) -> pd.DataFrame:
     Only numbers of clicks that were scored can be found. A run that never got there counts with its largest number.
 
     Returns:
-        A row per run with case, structure, seed, noc (int) and failed (bool).
+        A row per run with case, structure, seed, clicks (int) and failed (bool).
     """
     runs = frame.groupby(_RUN, sort=False)["clicks"].max().to_frame("most")
     reached = frame[frame["dsc"] >= target].groupby(_RUN, sort=False)["clicks"].min()
     found = reached.reindex(runs.index)
-    runs["noc"], runs["failed"] = found.fillna(runs["most"]).astype(int), found.isna()
+    runs["clicks"], runs["failed"] = found.fillna(runs["most"]).astype(int), found.isna()
     return runs.drop(columns="most").reset_index()
 
 

@@ -110,7 +110,7 @@ def organ_table(
 
 def _noc_cell(needed: pd.DataFrame) -> str:
     failed = int(needed["failed"].sum())
-    return f"{needed['noc'].mean():.1f}" + (f" ({failed} of {len(needed)} failed)" if failed else "")
+    return f"{needed['clicks'].mean():.1f}" + (f" ({failed} of {len(needed)} failed)" if failed else "")
 
 
 def click_table(
@@ -203,7 +203,7 @@ def failure_table(frame: pd.DataFrame, target: float, most: int = MAX_FAILURES) 
     ends = frame.sort_values("clicks", kind="stable").groupby(_RUN, sort=False)["dsc"].agg(["last", "max"])
     listed = found.join(ends, on=_RUN).sort_values(["last", *_RUN], kind="stable").head(most)
     rows = tuple(
-        (row.case, row.structure, str(row.seed), str(row.noc), number(row.last), number(row.max))
+        (row.case, row.structure, str(row.seed), str(row.clicks), number(row.last), number(row.max))
         for row in listed.itertuples()
     )
     return Table(("case", "structure", "seed", "clicks", "DSC at the end", "best DSC on the way"), rows), len(found)
