@@ -133,6 +133,14 @@ def test_another_user_is_said_to_be_another():
     assert "The paper's user" not in text_of(results())
 
 
+def test_cases_that_were_trained_on_are_counted_at_the_top():
+    assert "**1 of 2 cases were trained on**, which flatters these figures; the table" in text_of(results())
+    assert "**2 of 2 cases were trained on**, which flatters these figures." in text_of(
+        results(), replace(RUN, trained_on=("a", "b"))
+    )
+    assert "were trained on**" not in text_of(results(), replace(RUN, trained_on=("phantoms",)))
+
+
 def test_tumours_have_a_section():
     text = text_of([Result("a", name, 0, 10, 0.8, 0.9, 1.0, 1) for name in ("liver", "pancreas_tumour")])
     section = text.split("## Tumours")[1].split("## ")[0]

@@ -32,7 +32,7 @@ def make_document(
     """
     names, published = report_tables.score_names(frame, run.tolerance_mm), run.published
     sections = [
-        Section("In short", (_key_figures(frame, names),)),
+        Section("In short", (_key_figures(frame, names), *_warning(frame, run))),
         Section("What was run", (Bullets(_head(frame, run)),)),
         Section("Organs", (report_tables.organ_table(frame, names, run.trained_on, published), *_organ_notes(run))),
         Section(
@@ -85,6 +85,15 @@ def _key_figures(frame: pd.DataFrame, names: Mapping[str, str]) -> KeyFigures:
         p50, p95 = made.quantile([0.5, 0.95])
         items.append(("Seconds a click", f"{p50:.2f}", f"median of {len(made)}; 95 % took at most {p95:.2f}"))
     return KeyFigures(tuple(items))
+
+
+def _warning(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
+    cases = set(frame["case"])
+    seen = sum(case in run.trained_on for case in cases)
+    if not seen:
+        return ()
+    apart = "; the table of clicks tells them apart" if seen < len(cases) else ""
+    return (f"**{seen} of {len(cases)} cases were trained on**, which flatters these figures{apart}.",)
 
 
 def _head(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
