@@ -66,6 +66,18 @@ def test_a_voxel_outside_or_another_shape_is_refused():
         make_panels(volume, np.zeros((4, 5, 5)), [], (0, 0, 0))
 
 
+def test_a_target_is_cut_as_the_mask_is():
+    volume = Volume(np.zeros((4, 5, 6)), np.eye(4))
+    target = np.zeros((4, 5, 6), bool)
+    target[1, 2, 3] = True
+    axial, coronal, sagittal = make_panels(volume, ~target, [], (1, 2, 3), target)
+    for panel in (axial, coronal, sagittal):
+        assert panel.target.sum() == 1 and np.array_equal(panel.target, ~panel.mask)
+    assert make_panels(volume, target, [], (1, 2, 3))[0].target is None
+    with pytest.raises(ValueError, match=r"target_ijk .*\(4, 5, 6\), got \(4, 5, 5\)"):
+        make_panels(volume, target, [], (1, 2, 3), target[..., :5])
+
+
 def places(pixels, red, green, blue):
     """Mean column and row, as shares of the picture, of the pixels close to a colour; None where there are none."""
     found = np.argwhere(np.abs(pixels[..., :3] - [red, green, blue]).max(axis=-1) < 0.15)
@@ -89,6 +101,15 @@ def test_clicks_and_mask_are_drawn_where_they_are(tmp_path):
     draw_overlay(path, volume, mask, clicks[:1], (10, 10, 10))
     assert places(imread(path), 0, 0.7, 1) is not None
     assert [p.name for p in path.parent.iterdir()] == ["o.png"]
+
+
+def test_the_target_is_a_line_of_its_own_colour(tmp_path):
+    volume = Volume(np.full((60, 60, 60), -1000, np.int16), np.eye(4))
+    mask, target = np.zeros((2, 60, 60, 60), np.uint8)
+    target[20:40, 20:40, 20:40] = 1
+    drawn = imread(draw_overlay(tmp_path / "o.png", volume, mask, [], (30, 30, 30), target_ijk=target))
+    assert places(drawn, 1, 0.61, 0.96) is not None and places(drawn, 0, 0.7, 1) is None
+    assert places(imread(draw_overlay(tmp_path / "o.png", volume, mask, [], (30, 30, 30))), 1, 0.61, 0.96) is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 1), (1, 30, 30), (200, 2, 2)])

@@ -1,18 +1,26 @@
 """Results on disk, and the whole evaluation of a phantom with an untrained network."""
 
 import csv
+import json
+from dataclasses import replace
 
+import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from ctsam3d import checkpoint, evaluation
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
-from ctsam3d.evaluation.report import COLUMNS, RunInfo, Skipped, write_report
+from ctsam3d.evaluation.report import COLUMNS, RunInfo, Skipped, read_results, write_report
+from ctsam3d.evaluation.report_document import to_markdown
+from ctsam3d.evaluation.report_groups import GROUPS
+from ctsam3d.evaluation.report_sections import make_document
 from ctsam3d.evaluation.simulate import Result
 from ctsam3d.model import build
 
-RUN = RunInfo("default", "v7", "abc123", ("b", "phantoms"), ("a", "b"), (0, 1), 500, 1.5, 2.0, "cpu", "evaluate --x y")
+RUN = RunInfo("default", "v7", "abc123", ("b", "phantoms"), ("a", "b"), (0, 1), 500, 1.5, 5.0, "cpu", "evaluate --x y")
+FILES = ["clicks.png", "groups.png", "structures_dsc.png", "structures_nsd.png"]
 
 
 def results():
@@ -27,6 +35,12 @@ def results():
     ]
 
 
+def text_of(results, run=RUN, skipped=()):
+    """The report without its figures, which take seconds to draw."""
+    frame = pd.DataFrame([vars(result) for result in results])
+    return to_markdown(make_document(frame, skipped, run, GROUPS, None, {}))
+
+
 def test_csv_has_the_agreed_columns_and_every_result(tmp_path):
     write_report(tmp_path, results(), [], RUN)
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -37,9 +51,8 @@ def test_csv_has_the_agreed_columns_and_every_result(tmp_path):
     assert float(rows[3]["seconds"]) == 0.0 and int(rows[1]["patches"]) == 2
 
 
-def test_report_says_what_was_run_and_the_means(tmp_path):
-    path = write_report(tmp_path / "new", results(), [Skipped("a", "spleen", 41)], RUN)
-    text = path.read_text()
+def test_report_says_what_was_run_and_the_means():
+    text = text_of(results(), skipped=[Skipped("a", "spleen", 41)])
     for part in (
         "`default`",
         "v7",
@@ -48,32 +61,122 @@ def test_report_says_what_was_run_and_the_means(tmp_path):
         "cases: a, b (trained on)",
         "seeds: 0, 1",
         "evaluate --x y",
+        "the deepest point (mm) of the error",
     ):
         assert part in text
     assert "structures: 2; runs (case, structure, seed): 3" in text
-    assert "NSD at a tolerance of 2 mm" in text
+    assert "NSD at a tolerance of 5 mm" in text
     assert "| structure | 1 click | 3 clicks |" in text
     assert "| liver | 0.600 | 0.900 |" in text and "| spleen | 0.200 | 0.400 |" in text
     assert "| **mean over structures** | **0.400** | **0.650** |" in text
     assert "| liver | 0.300 | 0.800 |" in text
     assert "| **mean over structures** | **0.200** | **0.550** |" in text
-    assert "| first click | 2.00 | 3 |" in text and "| later clicks | 0.50 | 2 |" in text  # none made counts not
+    assert "| first click | 2.00 | 2.90 | 1 | 1 | 3 |" in text  # p95 of 1, 2, 3: nine tenths from 2 to 3
+    assert "| later clicks | 0.50 | 0.72 | 2 | 2 | 2 |" in text  # none made counts not
     assert "| a | spleen | 41 |" in text
+    assert "weights of the run could not be read any more" in text  # no weights have the SHA-256 abc123
 
 
-def test_figures_are_pictures_that_the_report_shows(tmp_path):
+def test_pages_pictures_and_what_was_run_are_written_beside_it(tmp_path):
     text = write_report(tmp_path, results(), [], RUN).read_text()
-    assert "## Skipped" not in text
-    for name in ("dsc.png", "nsd.png"):
+    assert "## Skipped" not in text and "## Best, median and worst" not in text and "## Tumours" not in text
+    for name in FILES:
         assert f"({name})" in text
         assert imread(tmp_path / name).std() > 0.01
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["dsc.png", "nsd.png", "report.md", "results.csv"]
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == sorted([*FILES, "report.html", "report.json", "report.md", "results.csv"])
+    assert json.loads((tmp_path / "report.json").read_text())["run"]["version"] == "v7"
 
 
-def test_many_structures_and_a_single_number_of_clicks(tmp_path):
+def test_a_frame_is_as_good_as_results_and_may_have_a_second_tolerance(tmp_path):
+    frame = pd.DataFrame([vars(result) for result in results()]).assign(nsd_2mm=0.125)
+    text = write_report(tmp_path, frame, [], RUN).read_text()
+    assert "NSD at 5 mm" in text and "| **NSD at 2 mm**, mean over structures | **0.125** | **0.125** |" in text
+    pd.testing.assert_frame_equal(read_results(tmp_path), frame, check_dtype=False)
+
+
+def test_a_single_number_of_clicks(tmp_path):
     many = [Result("a", f"s{n}", 0, 1, 0.5, 0.5, 1.0, 1) for n in range(13)]
-    text = write_report(tmp_path, many, [], RUN).read_text()
-    assert "| s12 | 0.500 |" in text and "later clicks" not in text
+    text = write_report(tmp_path / "new" / "folder", many, [], RUN).read_text()
+    assert "| s12 | 0.500 |" in text and "| later clicks |" not in text
+
+
+def test_results_without_a_score_are_dashes(tmp_path):
+    nan = float("nan")
+    text = write_report(tmp_path, [Result("a", "liver", 0, 1, 0.5, nan, 0.0, 1)], [], RUN).read_text()
+    assert "| **mean over structures** | **–** |" in text
+
+
+def test_the_papers_figures_stand_beside_ours_on_its_data_alone():
+    scored = [Result("a", "liver", 0, n, 0.8, 0.9, 1.0, 1) for n in (1, 5)]
+    own, flare, coarse, btcv = (
+        text_of(scored, replace(RUN, dataset=dataset, tolerance_mm=tolerance_mm))
+        for dataset, tolerance_mm in (("", 5.0), ("flare22", 5.0), ("flare22", 2.0), ("btcv", 5.0))
+    )
+    assert "(paper)" not in own and "These data are not the paper's" in own
+    assert flare.startswith("# Evaluation with simulated clicks: FLARE22\n")
+    rows = [line for line in flare.splitlines() if "(paper) |" in line]
+    assert [line.split("|")[2:4] for line in rows] == [[" – ", f" {v} "] for v in ("0.884", "0.722", "0.958", "0.682")]
+    assert "CT-SAM3D (paper): text on FLARE22" in flare
+    assert "0.884" in coarse and "0.958" not in coarse and "The paper's NSD is at 5 mm" in coarse
+    assert "No figure of the paper on BTCV was found." in btcv
+    with pytest.raises(ValueError, match="dataset must be one of"):
+        replace(RUN, dataset="unheard of")
+
+
+def test_another_user_is_said_to_be_another():
+    text = text_of(results(), replace(RUN, user="jittered"))
+    assert "a few mm beside the deepest point" in text
+    assert "user: tired" in text_of(results(), replace(RUN, user="tired"))
+    assert "The paper's user clicks the deepest point" in text
+    assert "The paper's user" not in text_of(results())
+
+
+def test_cases_that_were_trained_on_are_counted_at_the_top():
+    assert "**1 of 2 cases were trained on**, which flatters these figures; the table" in text_of(results())
+    assert "**2 of 2 cases were trained on**, which flatters these figures." in text_of(
+        results(), replace(RUN, trained_on=("a", "b"))
+    )
+    assert "were trained on**" not in text_of(results(), replace(RUN, trained_on=("phantoms",)))
+
+
+def test_tumours_have_a_section():
+    text = text_of([Result("a", name, 0, 10, 0.8, 0.9, 1.0, 1) for name in ("liver", "pancreas_tumour")])
+    section = text.split("## Tumours")[1].split("## ")[0]
+    assert "| pancreas_tumour | 0.800 |" in section and "liver" not in section
+
+
+def test_best_median_and_worst_are_shown_where_there_are_pictures(tmp_path):
+    scores = {"liver": 0.9, "spleen": 0.5, "stomach": 0.7, "colon": 0.1, "brain": 0.99}
+    scored = [Result("a/1", name, 0, 1, dsc, dsc, 1.0, 1) for name, dsc in scores.items()]
+    scored += [Result("a/1", "liver", 1, 1, 0.2, 0.2, 1.0, 1)]  # a second user: the pictures are of the first one
+    figure = Figure(figsize=(1, 1))
+    (tmp_path / "overlays").mkdir()
+    for name in ("liver", "spleen", "stomach", "colon"):
+        figure.savefig(tmp_path / "overlays" / f"a-1_{name}.png")
+    write_report(tmp_path, scored, [], RUN)
+    text = (tmp_path / "report.md").read_text()
+    shown = [line[2 : line.index(" of ")] for line in text.splitlines() if "](overlays/" in line]
+    assert shown == ["Best: liver", "Median: spleen", "Worst: colon"]
+    assert "Of 4 runs with a picture." in text and "brain of" not in text
+    assert (tmp_path / "report.html").read_text().count("data:image/png") == len(FILES) + 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda frame: frame.drop(columns="nsd"), "columns .*nsd are not there"),
+        (lambda frame: pd.concat([frame, frame[:1]]), r"one row per .*\['a', 'liver', 0, 1\] twice"),
+        (lambda frame: frame.assign(dsc=1.5), "dsc of .*from 0 to 1"),
+        (lambda frame: frame[:0], "at least one row"),
+    ],
+)
+def test_what_is_no_table_of_results_is_refused(tmp_path, change, message):
+    change(pd.DataFrame([vars(result) for result in results()])).to_csv(tmp_path / "results.csv", index=False)
+    with pytest.raises(ValueError, match=message):
+        read_results(tmp_path)
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        read_results(tmp_path / "nowhere")
 
 
 def test_no_results_are_no_report(tmp_path):
@@ -107,6 +210,7 @@ def test_evaluation_from_folder_to_report(data, tmp_path):
         seeds=2,
         min_voxels=10_000,
         overlays=True,
+        expand=False,
         command="the command",
     )
     rows = list(csv.DictReader((tmp_path / "results.csv").open()))
@@ -116,8 +220,11 @@ def test_evaluation_from_folder_to_report(data, tmp_path):
     text = path.read_text()
     assert "version `random`" in text and "the command" in text and "trained on: not said" in text
     skipped = {
-        line.split("|")[2].strip(): int(line.split("|")[3]) for line in text.splitlines() if "| phantom_1" in line
+        line.split("|")[2].strip(): int(line.split("|")[3])
+        for line in text.split("## Skipped")[1].splitlines()
+        if "| phantom_1" in line
     }
+    assert "| ours (tiny) |" in text  # the network's cost is counted from the weights
     assert skipped["unicorn"] == 0 and skipped["gallbladder"] == 107 * 64
     assert imread(tmp_path / "overlays" / "phantom_1_spleen.png").ndim == 3
 

@@ -17,6 +17,7 @@ from ctsam3d.volume import Click, Volume, check_click_ijk
 
 SOFT_TISSUE_HU = (-160.0, 240.0)
 MASK_COLOUR, POSITIVE_COLOUR, NEGATIVE_COLOUR = "#00b4ff", "#00e000", "#ff2020"
+TARGET_COLOUR = "#ff9cf5"
 DPI = 110
 
 # On the display an index grows to the patient's Left, to Posterior and Inferior: columns to the right, rows down.
@@ -33,6 +34,7 @@ class Panel:
         spacing_mm: of rows and of columns.
         ends: letters of the left, right, upper and lower edge, of the patient axes closest to the slice's.
         clicks: (row, column, positive, on), `on` for clicks in this very slice.
+        target: (rows, columns), what the mask should be; None where that is not known.
     """
 
     name: str
@@ -41,6 +43,7 @@ class Panel:
     spacing_mm: tuple[float, float]
     ends: tuple[str, str, str, str]
     clicks: tuple[tuple[int, int, bool, bool], ...]
+    target: np.ndarray | None = None
 
     @property
     def size_mm(self) -> tuple[float, float]:
@@ -48,20 +51,24 @@ class Panel:
         return tuple(n * s for n, s in zip(self.hu.shape, self.spacing_mm))
 
 
-def make_panels(volume: Volume, mask_ijk: np.ndarray, clicks: Sequence[Click], at_ijk) -> list[Panel]:
+def make_panels(
+    volume: Volume, mask_ijk: np.ndarray, clicks: Sequence[Click], at_ijk, target_ijk: np.ndarray | None = None
+) -> list[Panel]:
     """The axial, coronal and sagittal slice through a voxel: patient's right at the left, anterior up, superior up.
 
     A sagittal slice has anterior at the left. An oblique scan is shown along its own axes, each taken for the patient
     axis that it is closest to; nothing is resampled.
 
     Raises:
-        TypeError, ValueError: `at_ijk` is no voxel of the scan, or the mask has another shape.
+        TypeError, ValueError: `at_ijk` is no voxel of the scan, or the mask or the target has another shape.
     """
-    at_ijk, mask_ijk = check_click_ijk(at_ijk, volume.shape_ijk, "at_ijk"), np.asarray(mask_ijk)
-    if mask_ijk.shape != volume.shape_ijk:
-        raise ValueError(f"mask_ijk must have the scan's shape {volume.shape_ijk}, got {mask_ijk.shape}")
+    at_ijk = check_click_ijk(at_ijk, volume.shape_ijk, "at_ijk")
+    for name, array_ijk in (("mask_ijk", mask_ijk), ("target_ijk", target_ijk)):
+        if array_ijk is not None and np.shape(array_ijk) != volume.shape_ijk:
+            raise ValueError(f"{name} must have the scan's shape {volume.shape_ijk}, got {np.shape(array_ijk)}")
     turn = ornt_transform(io_orientation(volume.affine_ras_mm), axcodes2ornt(_DISPLAY_AXES))
     hu, mask = apply_orientation(volume.array_ijk, turn), apply_orientation(mask_ijk, turn)
+    target = None if target_ijk is None else apply_orientation(target_ijk, turn)
     at = _turned(at_ijk, turn, volume.shape_ijk)
     points = [(_turned(click.ijk, turn, volume.shape_ijk), click.positive) for click in clicks]
     spacing_mm = [0.0, 0.0, 0.0]
@@ -78,22 +85,30 @@ def make_panels(volume: Volume, mask_ijk: np.ndarray, clicks: Sequence[Click], a
                 (spacing_mm[row], spacing_mm[column]),
                 (_LOW_ENDS[column], _HIGH_ENDS[column], _LOW_ENDS[row], _HIGH_ENDS[row]),
                 tuple((p[row], p[column], positive, p[across] == at[across]) for p, positive in points),
+                None if target is None else np.take(target, at[across], axis=across).T > 0,
             )
         )
     return panels
 
 
 def draw_overlay(
-    path: str | os.PathLike, volume: Volume, mask_ijk: np.ndarray, clicks: Sequence[Click], at_ijk, title: str = ""
+    path: str | os.PathLike,
+    volume: Volume,
+    mask_ijk: np.ndarray,
+    clicks: Sequence[Click],
+    at_ijk,
+    title: str = "",
+    target_ijk: np.ndarray | None = None,
 ) -> Path:
     """Write a PNG of the three slices through a voxel; atomically.
 
     Soft-tissue window, mask in blue, positive clicks as green +, negative ones as red x; clicks in other slices are
-    small and pale.
+    small and pale. What the mask should be is a dashed pink line.
 
     Args:
         mask_ijk: (I, J, K), foreground above 0.
         at_ijk: voxel index in the file's own array order.
+        target_ijk: (I, J, K), what the mask should be, where that is known.
 
     Raises:
         TypeError, ValueError: see `make_panels`; or `path` does not end with .png.
@@ -101,7 +116,7 @@ def draw_overlay(
     path = Path(path)
     if path.suffix.lower() != ".png":
         raise ValueError(f"path must end with .png, got {path}")
-    panels = make_panels(volume, mask_ijk, clicks, at_ijk)
+    panels = make_panels(volume, mask_ijk, clicks, at_ijk, target_ijk)
     width_mm, height_mm = sum(p.size_mm[1] for p in panels), max(p.size_mm[0] for p in panels)
     width_inches = 14.0
     figure = Figure(
@@ -114,6 +129,8 @@ def draw_overlay(
         _draw_panel(ax, panel)
     at = ", ".join(str(int(v)) for v in at_ijk)
     figure.suptitle(f"{title} · voxel ({at})" if title else f"voxel ({at})", color="white", fontsize=12)
+    if target_ijk is not None:
+        figure.supxlabel("blue: mask · dashed pink: reference", color="0.8", fontsize=10)
     with atomic_path(path) as temporary:
         figure.savefig(temporary, dpi=DPI)
     return path
@@ -124,12 +141,9 @@ def _draw_panel(ax, panel: Panel) -> None:
     shown = {"aspect": panel.spacing_mm[0] / panel.spacing_mm[1], "interpolation": "nearest"}
     ax.imshow(panel.hu, cmap="gray", vmin=low, vmax=high, **shown)
     ax.imshow(np.ma.masked_equal(panel.mask, False), cmap=ListedColormap([MASK_COLOUR]), alpha=0.3, **shown)
-    if panel.mask.any() and min(panel.mask.shape) > 1:
-        rows, columns = panel.mask.shape
-        edged = np.pad(panel.mask.astype(float), 1)  # closed where the mask ends at the border of the scan
-        ax.contour(
-            np.arange(-1, columns + 1), np.arange(-1, rows + 1), edged, levels=[0.5], colors=MASK_COLOUR, linewidths=1.2
-        )
+    _outline(ax, panel.mask, MASK_COLOUR, linewidths=1.2)
+    if panel.target is not None:
+        _outline(ax, panel.target, TARGET_COLOUR, linewidths=1.2, linestyles="dashed")
     for row, column, positive, on in sorted(panel.clicks, key=lambda click: click[3]):  # those in the slice on top
         ax.plot(
             column,
@@ -159,6 +173,14 @@ def _draw_panel(ax, panel: Panel) -> None:
             color="#ffd75e",
             fontsize=11,
         )
+
+
+def _outline(ax, mask: np.ndarray, colour: str, **style) -> None:
+    if not mask.any() or min(mask.shape) < 2:
+        return
+    rows, columns = mask.shape
+    edged = np.pad(mask.astype(float), 1)  # closed where the mask ends at the border of the scan
+    ax.contour(np.arange(-1, columns + 1), np.arange(-1, rows + 1), edged, levels=[0.5], colors=colour, **style)
 
 
 def _turned(index_ijk, turn: np.ndarray, shape_ijk: tuple[int, int, int]) -> tuple[int, int, int]:

@@ -249,7 +249,7 @@ class Run:
             if self.pictures is not None and seed == settings.seeds[0]:
                 title = f"{case.name} · {structure} · {len(session.clicks)} clicks · DSC {results[-1].dsc:.3f}"
                 path, clicks = self._picture(case.name, structure), session.clicks
-                draw_overlay(path, volume, session.mask(), clicks, clicks[0].ijk, title)
+                draw_overlay(path, volume, session.mask(), clicks, clicks[0].ijk, title, target.on(volume.box_ijk))
         return Part(voxels, tuple(results))
 
     def _picture(self, case: str, structure: str) -> Path:
