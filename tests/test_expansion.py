@@ -16,6 +16,7 @@ from ctsam3d.expansion import (
     blend,
     covered,
     descendants,
+    lasting,
     leads_to,
     neighbours,
     severed,
@@ -89,6 +90,15 @@ def test_covered():
     assert covered(box(0, 0, 0), [box(6, 0, 0), box(80, 80, 80)])  # 58 of 64 layers
     assert not covered(box(0, 0, 0), [box(7, 0, 0)])
     assert covered(box(0, 0, 0), [box(32, 0, 0), box(-30, 0, 0)])  # 66 of 64, together
+
+
+@pytest.mark.parametrize("shape", [(3, 4, 5), (0, 4, 4)])
+def test_a_lasting_array_is_a_copy(shape):
+    array = np.arange(np.prod(shape)).reshape(shape).astype(np.float16)
+    copy = lasting(array)
+    assert np.array_equal(copy, array) and copy.dtype == array.dtype and copy.shape == shape
+    array += 1
+    assert not array.size or copy.flat[0] == 0
 
 
 # ---- what joins ----------------------------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import mmap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -54,7 +55,18 @@ class Patch:
 
     def without(self, voxels: np.ndarray) -> Patch:
         """The patch with probability 0 at `voxels`, bool (D, H, W)."""
-        return dataclasses.replace(self, probability=np.where(voxels, np.float16(0), self.probability))
+        return dataclasses.replace(self, probability=lasting(np.where(voxels, np.float16(0), self.probability)))
+
+
+def lasting(array: np.ndarray) -> np.ndarray:
+    """A copy in memory of its own, which goes back to the system with the array.
+
+    Patches live for hours among the network's short-lived arrays. In one heap with those they would leave holes that
+    nothing fits into, and a server would grow for as long as it runs.
+    """
+    out = np.frombuffer(mmap.mmap(-1, max(1, array.nbytes)), array.dtype, array.size).reshape(array.shape)
+    out[...] = array
+    return out
 
 
 @dataclass(frozen=True, eq=False)

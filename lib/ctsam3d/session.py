@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from ctsam3d import expansion
-from ctsam3d.expansion import Expansion, Patch, Zyx, agrees, blend, fading
+from ctsam3d.expansion import Expansion, Patch, Zyx, agrees, blend, fading, lasting
 from ctsam3d.model.build import PATCH_SIZE
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu, probability_on_scan
@@ -244,14 +244,19 @@ class Session:
         if new:
             self._history[position + 1 :] = states[1:]
         self._position = position + len(new)
-        self.seconds = watch.seconds
+        self._rested(watch)
 
     def _replace(self, state: State, watch: _Stopwatch) -> None:
         """Put `state` in the place of the present one, whose expansion it goes on with."""
         with watch.stage("write"):
             self._write(self.state, state)
         self._history[self._position] = state
+        self._rested(watch)
+
+    def _rested(self, watch: _Stopwatch) -> None:
         self.seconds = watch.seconds
+        if not self.expanding:
+            self._crops.clear()  # what a click needs again are the features, and the segmenter keeps those
 
     def _write(self, before: State, after: State) -> None:
         for box_ijk, mask in self._changes(before, after):
@@ -367,7 +372,8 @@ class Session:
             probability = np.minimum(probability, previous)
         # Close to a click, the patch that was segmented from it decides, also near its faces.
         weight = np.maximum(fading(box_zyx, self.grid.box_zyx), maps[:2].amax(0).numpy())
-        return Patch(box_zyx, probability.astype(np.float16), weight.astype(np.float16), seed_zyx)
+        probability, weight = (lasting(array.astype(np.float16)) for array in (probability, weight))
+        return Patch(box_zyx, probability, weight, seed_zyx)
 
     def _features(self, box_zyx: Box, watch: _Stopwatch) -> Any:
         with watch.stage("features"):
@@ -453,7 +459,7 @@ class Session:
         if not new.mask[seed] or not agrees(new, others):
             return None
         probability = expansion.without_islands(new.probability, seed, blend(state.patches, box))
-        return dataclasses.replace(new, probability=probability, source=source.box_zyx)
+        return dataclasses.replace(new, probability=lasting(probability), source=source.box_zyx)
 
     # --- the mask on the scan --------------------------------------------------------------------------------------
 
