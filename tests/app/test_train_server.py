@@ -29,7 +29,7 @@ from ctsam3d.labelapp.versions import Versions
 pytestmark = pytest.mark.slow
 
 SECONDS = 300
-KILLS = int(os.environ.get("CTSAM3D_KILLS", "1"))  # 20 take about ten minutes
+KILLS = int(os.environ.get("CTSAM3D_KILLS", "2"))  # 20 take about ten minutes
 KILL_SECONDS = 30.0  # within which a kill comes; a whole training takes about as long
 QUICK = {"max_epochs": 1, "samples_per_volume": 1, "batch_size": 1, "learning_rate": 1e-6}
 SMALL = """
