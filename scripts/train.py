@@ -33,6 +33,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cross-patch-frame", choices=("own", "neighbour"),
                         help="in which P sees a patch and its mask (default: the preset's)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=TrainingConfig.epochs)
+    parser.add_argument("--samples-per-volume", type=int, default=TrainingConfig.samples_per_volume,
+                        help="pairs drawn from a volume in an epoch")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     parser.add_argument("--schedule", choices=("step", "cosine"), default=TrainingConfig.schedule)
     parser.add_argument("--batch-size", type=int, default=TrainingConfig.batch_size, help="pairs seen at once")

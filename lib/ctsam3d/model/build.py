@@ -28,6 +28,9 @@ class NetworkConfig:
         decoder_widths: channels into the decoder's five stages, the coarsest first.
         skip_widths: channels of the four features, at 1/4, 1/8, 1/16 and 1/32; the decoder's own ones make up the rest.
         head_width: channels at full size before the last convolution; 0 for no features there (see `Decoder`).
+        centred: whether the decoder takes features, and what it upscales, with mean 0 and variance 1 a channel. Else
+            (the paper's way) narrow networks learnt values so far from 0 in the coarse stages that what differs from
+            place to place was lost in the norms behind them, for good.
         prompt_hidden: channels of the prompts in each decoder stage's two norms.
         cross_patch_widths: channels of P's levels.
         encoder, prompt, prompt_resize, cross_patch_frame: see `build`.
@@ -41,6 +44,7 @@ class NetworkConfig:
     decoder_widths: tuple[int, ...] = (256, 256, 256, 256, 128)
     skip_widths: tuple[int, ...] = (128, 128, 128, 256)
     head_width: int = 64
+    centred: bool = False
     prompt_hidden: tuple[int, ...] = (128, 128, 128, 128, 128)
     cross_patch_widths: tuple[int, ...] = (16, 32, 64, 128, 256)
     encoder: str = "rest"
@@ -75,6 +79,7 @@ class NetworkConfig:
 
 _NARROW = {
     "head_width": 0,
+    "centred": True,
     "prompt_resize": "max",
     "cross_patch_widths": (8, 16, 32, 48),
     "cross_patch_frame": "neighbour",
@@ -140,7 +145,7 @@ def build(
     layer = PsapLayer if config.prompt == "psap" else RffLayer
     modulations = [functools.partial(layer, hidden=hidden) for hidden in config.prompt_hidden]
     resize_prompts = RESIZES[config.prompt_resize] if config.prompt == "psap" else None
-    decoder = Decoder(config.decoder_widths, skips, config.head_width, modulations, resize_prompts)
+    decoder = Decoder(config.decoder_widths, skips, config.head_width, modulations, resize_prompts, config.centred)
     cross_patch = CrossPatchPrompter(config.cross_patch_widths, config.cross_patch_scale)
     network = SAM3D(image_encoder, decoder, cross_patch, config)
     network.encoder.apply(_initialise)

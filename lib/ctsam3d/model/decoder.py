@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import ChannelLayerNorm, Conv3d
+from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, instance_norm
 
 
 class PromptedBlock(nn.Module):
@@ -41,6 +41,7 @@ class Decoder(nn.Module):
             convolution, Shi et al. 2016), as work at full size would cost a narrow network more than all below.
         modulations: of each stage, makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
         resize_prompts: brings prompts to a stage's size before its block sees them; None where blocks want them whole.
+        centred: whether features, and what is upscaled, are brought to mean 0 and variance 1 a channel first.
 
     Attributes:
         plain: call every layer as it stands also where no gradient is wanted.
@@ -48,9 +49,9 @@ class Decoder(nn.Module):
 
     plain = False
 
-    def __init__(self, widths, skips, head_width: int, modulations: Sequence[Callable], resize_prompts):
+    def __init__(self, widths, skips, head_width: int, modulations: Sequence[Callable], resize_prompts, centred: bool):
         super().__init__()
-        self.resize_prompts = resize_prompts
+        self.resize_prompts, self.centred = resize_prompts, centred
         outs = [width - skip for width, skip in zip(widths[1:], (*skips[-2::-1], 0))]
         if head_width:
             outs.append(head_width)
@@ -63,11 +64,11 @@ class Decoder(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
-        *skips, x = features
+        *skips, x = map(instance_norm, features) if self.centred else features
         for stage, (block, own) in enumerate(zip(self.blocks, self._prompts(prompts, x.shape[2:]))):
             x = block(x, own)
             if stage < len(self.blocks) - 1:
-                x = self.upscales[stage](x)
+                x = self.upscales[stage](instance_norm(x) if self.centred else x)
             if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
                 x = torch.cat([x, skips.pop()], dim=1)
         if len(self.upscales) < len(self.blocks):
