@@ -6,10 +6,10 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from ctsam3d.data.phantom_canvas import Shape, SmoothField, capsule, ellipsoid, half_space, intersection
+from ctsam3d.data.random_shapes import capsules, nearest, quadric, tree, walk
 from ctsam3d.data.scene_canvas import CORTICAL_HU, SceneCanvas, edges
 
 _VISIBLE_HU = 12.0  # the least difference of neighbouring cells
-_CHUNK = 1 << 17  # voxels whose cells are found at a time
 
 
 # ---- cells -------------------------------------------------------------------------------------------------------
@@ -46,13 +46,9 @@ def _divide(canvas: SceneCanvas, rng, warp: np.ndarray, flat: np.ndarray, size_m
     quadrics = np.array([_quadric(rng, warp[:, flat[rng.integers(len(flat))]], size_mm) for _ in range(count)])
     labels = np.array([canvas.new_label("cell") for _ in range(count)], np.uint16)
     materials = np.array([canvas.tissue(rng, large=size_mm > 40) for _ in range(count)], np.uint16)
-    for start in range(0, len(flat), _CHUNK):
-        voxels = flat[start : start + _CHUNK]
-        x, y, z = warp[:, voxels]
-        terms = np.stack([np.ones_like(x), x, y, z, x * x, y * y, z * z, x * y, x * z, y * z], axis=1)
-        nearest = (terms @ quadrics.T.astype(np.float32)).argmin(axis=1)
-        canvas.labels.ravel()[voxels] = labels[nearest]
-        canvas.materials.ravel()[voxels] = materials[nearest]
+    index, _ = nearest(warp[:, flat], quadrics)
+    canvas.labels.ravel()[flat] = labels[index]
+    canvas.materials.ravel()[flat] = materials[index]
 
 
 def _tell_apart(canvas: SceneCanvas, rng: np.random.Generator) -> None:
@@ -78,12 +74,8 @@ def _tell_apart(canvas: SceneCanvas, rng: np.random.Generator) -> None:
 
 
 def _quadric(rng: np.random.Generator, centre: np.ndarray, size_mm: float) -> np.ndarray:
-    """(10,) coefficients of 1, x, y, z, xx, yy, zz, xy, xz, yz of a squared distance with axes of its own."""
     axes = Rotation.random(random_state=rng).as_matrix()
-    a = axes @ np.diag((size_mm * np.exp(rng.normal(0, 0.3, 3))) ** -2.0) @ axes.T
-    linear = -2 * a @ centre
-    return np.array([centre @ a @ centre + rng.normal(0, 0.03), *linear, *np.diag(a),
-                     2 * a[0, 1], 2 * a[0, 2], 2 * a[1, 2]])  # fmt: skip
+    return quadric(axes, size_mm * np.exp(rng.normal(0, 0.3, 3)), centre, rng.normal(0, 0.03))
 
 
 def _paint_walls(canvas: SceneCanvas, rng: np.random.Generator) -> None:
@@ -123,9 +115,9 @@ def paint_trees(canvas: SceneCanvas, rng: np.random.Generator) -> None:
         own = [label if number == 0 or not by_branch else canvas.new_label("tube") for number in range(len(branches))]
         for value, path in zip(own[::-1], branches[::-1]):
             if wall_mm:
-                canvas.paint(_capsules(path, wall_mm), wall_label or value, wall)
+                canvas.paint(capsules(path, wall_mm), wall_label or value, wall)
         for value, path in zip(own[::-1], branches[::-1]):
-            canvas.paint(_capsules(path), value, lumen)
+            canvas.paint(capsules(path), value, lumen)
 
 
 def paint_inner_trees(canvas: SceneCanvas, rng: np.random.Generator) -> None:
@@ -138,7 +130,7 @@ def paint_inner_trees(canvas: SceneCanvas, rng: np.random.Generator) -> None:
         hu = canvas.hu(int(canvas.materials[canvas.at(start)]))
         vessel = canvas.add_tissue(rng.uniform(20, 200) if hu < -500 else hu + _apart(rng, 20, 90))
         for path in _tree(canvas, rng, rng.uniform(1.2, 4), start, most=14):
-            canvas.paint(_capsules(path), None, vessel, within)
+            canvas.paint(capsules(path), None, vessel, within)
 
 
 def _tree(canvas: SceneCanvas, rng, radius_mm: float, start=None, most: int = 9) -> list[np.ndarray]:
@@ -148,44 +140,12 @@ def _tree(canvas: SceneCanvas, rng, radius_mm: float, start=None, most: int = 9)
         axis = rng.integers(3)
         start[axis] = rng.choice((-1, 1)) * canvas.half_mm[axis]
     aim = canvas.anywhere(rng, 0.5) - start
-    open_ends, branches = [(np.asarray(start, float), aim, radius_mm)], []
-    while open_ends and len(branches) < most:
-        place, heading, radius = open_ends.pop(0)
-        path, children = _walk(canvas, rng, place, heading, radius)
-        branches.append(path)
-        open_ends.extend(children)
-    return branches
-
-
-def _walk(canvas: SceneCanvas, rng, place, heading, radius):
-    """One branch, and (place, heading, radius) of those that leave it."""
-    step_mm = max(3.0, 0.7 * radius)
-    heading = heading / (np.linalg.norm(heading) + 1e-6)
-    wiggle, taper = rng.uniform(0.05, 0.5), rng.uniform(0.985, 1.0)
-    turn = rng.normal(0, wiggle, 3)
-    path, children = [(*place, radius)], []
-    for number in range(int(rng.uniform(40, 300) / step_mm)):
-        turn = 0.8 * turn + 0.6 * rng.normal(0, wiggle, 3) * np.sqrt(step_mm / 6)
-        heading = heading + turn
-        heading /= np.linalg.norm(heading)
-        place, radius = place + step_mm * heading, radius * taper
-        path.append((*place, radius))
-        if (np.abs(place) > canvas.half_mm + radius).any() or radius < 0.9:
-            break
-        if number > 2 and rng.random() < step_mm / 35 and len(children) < 5 and radius > 1.3:
-            side = np.cross(heading, rng.normal(size=3))
-            children.append((place, heading + rng.uniform(0.6, 1.6) * side / np.linalg.norm(side),
-                             radius * rng.uniform(0.45, 0.85)))  # fmt: skip
-    return np.array(path), children
+    return tree(rng, start, aim, radius_mm, -canvas.half_mm, canvas.half_mm, most)
 
 
 def _apart(rng: np.random.Generator, least_hu: float, most_hu: float) -> float:
     """A difference in HU, either way."""
     return rng.choice((-1, 1)) * rng.uniform(least_hu, most_hu)
-
-
-def _capsules(path: np.ndarray, grow_mm: float = 0.0) -> list[Shape]:
-    return [capsule(p[:3], q[:3], p[3] + grow_mm, q[3] + grow_mm) for p, q in zip(path, path[1:])]
 
 
 # ---- masses, organs with walls, plates ----------------------------------------------------------------------------
@@ -280,7 +240,7 @@ def paint_bones(canvas: SceneCanvas, rng: np.random.Generator) -> None:
 def paint_rows(canvas: SceneCanvas, rng: np.random.Generator) -> None:
     """Objects alike, one behind the other along a curve, as vertebrae; or side by side, as ribs; each its own label."""
     for _ in range(rng.integers(0, 3)):
-        path, _ = _walk(canvas, rng, canvas.anywhere(rng, 0.6), rng.normal(size=3), 5.0)
+        path, _ = walk(rng, canvas.anywhere(rng, 0.6), rng.normal(size=3), 5.0, -canvas.half_mm, canvas.half_mm)
         _paint_beads(canvas, rng, path) if rng.random() < 0.55 else _paint_ribs(canvas, rng, path)
 
 
@@ -294,7 +254,7 @@ def _paint_beads(canvas: SceneCanvas, rng: np.random.Generator, path: np.ndarray
     steps = np.concatenate([[0], np.cumsum(np.linalg.norm(np.diff(path[:, :3], axis=0), axis=1))])
     period = 2 * radii.max() * rng.uniform(0.75, 1.0) + gap_mm
     angles = rng.uniform(0, 3.14, 2)
-    canvas.paint(_capsules(path, 0.6 * size_mm - 5.0), disc_label, disc)
+    canvas.paint(capsules(path, 0.6 * size_mm - 5.0), disc_label, disc)
     for place in np.arange(period / 2, steps[-1], period)[:18]:
         centre = np.array([np.interp(place, steps, path[:, axis]) for axis in range(3)])
         label, rough = canvas.new_label("bead"), (rng.normal(0, 0.05) * size_mm, rng.normal(0, 0.03) * size_mm)
@@ -314,8 +274,8 @@ def _paint_ribs(canvas: SceneCanvas, rng: np.random.Generator, path: np.ndarray)
         own[:, :3] += apart * (number - count / 2) + rng.normal(0, 0.6, 3)
         own[:, 3] = radius_mm
         label = canvas.new_label("rib")
-        canvas.paint(_capsules(own), label, outer)
-        canvas.paint(_capsules(own, -1.5), None, inner, label)
+        canvas.paint(capsules(own), label, outer)
+        canvas.paint(capsules(own, -1.5), None, inner, label)
 
 
 def paint_outside(canvas: SceneCanvas, rng: np.random.Generator) -> None:
