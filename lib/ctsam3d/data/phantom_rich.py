@@ -52,10 +52,17 @@ _UPPER_VESSELS = {
 
 @dataclass
 class Palette:
-    """HU and texture of every material, those of a phantom first, and names of every label value, ours first."""
+    """HU and texture of every material, those of a phantom first, and names of every label value, ours first.
+
+    Attributes:
+        muscles: further materials that are muscle.
+        marrow: the material in the shafts of long bones.
+    """
 
     table: list[tuple[float, float, float]]
     names: list[str] = field(default_factory=lambda: list(NAMES))
+    muscles: list[int] = field(default_factory=list)
+    marrow: int = M.BONE_SPONGY
 
     def material(self, mean_hu: float, coarse_hu: float = 4.0, fine_hu: float = 5.0) -> int:
         self.table.append((float(mean_hu), float(coarse_hu), float(fine_hu)))
@@ -94,6 +101,7 @@ def split_muscles(canvas: Canvas, palette: Palette, rng: np.random.Generator) ->
     canvas.labels.ravel()[flat] = values[index]
     base = palette.table[M.MUSCLE]
     own = [palette.material(base[0] + rng.normal(0, 6), *base[1:]) for _ in quadrics]
+    palette.muscles.extend(own)
     canvas.materials.ravel()[flat] = np.array(own, np.uint8)[index]
     planes = flat[gap < rng.uniform(0.04, 0.12) + 0.03 * canvas.fine.ravel()[flat]]
     canvas.materials.ravel()[planes] = M.FAT_SUBCUTANEOUS
@@ -180,19 +188,21 @@ def _paint_upper_vessels(canvas: Canvas, palette: Palette, rng: np.random.Genera
 
 def paint_masses(canvas: Canvas, palette: Palette, rng: np.random.Generator) -> None:
     """Lesions of organs, muscle, bone, lung and fat, each with a label of its own."""
-    places = {name: np.flatnonzero(canvas.materials == material) for name, (material, _) in _MASSES.items()}
+    kinds = {name: (material,) for name, (material, _) in _MASSES.items()}
+    kinds["muscle"] += tuple(palette.muscles)
+    places = {name: np.flatnonzero(np.isin(canvas.materials, own)) for name, own in kinds.items()}
     chances = np.array([chance * (len(places[name]) > 200) for name, (_, chance) in _MASSES.items()], float)
     if not chances.any():
         return
     for number in range(1, int(rng.integers(3, 13)) + 1):
         name = list(_MASSES)[rng.choice(len(chances), p=chances / chances.sum())]
-        material = _MASSES[name][0]
         voxel = np.unravel_index(rng.choice(places[name]), canvas.labels.shape)
         centre = np.array([p[voxel] for p in canvas.position], float)
-        size_mm = float(np.exp(rng.uniform(np.log(4), np.log(14 if name in ("adrenal", "wall", "lung") else 34))))
-        hu = _mass_hu(palette.table[material][0], rng)
+        most_mm = {"adrenal": 14, "wall": 14, "lung": 18, "muscle": 55}.get(name, 34)
+        size_mm = float(np.exp(rng.uniform(np.log(4), np.log(most_mm))))
+        hu = _mass_hu(palette.table[canvas.materials[voxel]][0], rng)
         label = palette.label(f"{name}_lesion_{number}")
-        over = (material,) if rng.random() < 0.5 else _soft(palette)
+        over = kinds[name] if rng.random() < 0.5 else _soft(palette)
         lobes = [centre + rng.normal(0, 0.5, 3) * size_mm * (n > 0) for n in range(rng.choice((1, 1, 2, 4)))]
         shapes = [ellipsoid(lobe, size_mm * np.exp(rng.normal(0, 0.25, 3)), *rng.uniform(0, 3, 2)) for lobe in lobes]
         rough = (rng.normal(0, 0.1) * size_mm, rng.normal(0, 0.05) * size_mm)

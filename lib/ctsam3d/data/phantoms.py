@@ -19,6 +19,7 @@ from ctsam3d.data import phantom_frame, phantom_organs, phantom_rich
 from ctsam3d.data.files import atomic_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.data.phantom_canvas import Canvas, SmoothField
+from ctsam3d.data.phantom_limbs import LIMB_REGIONS_MM, paint_limbs
 from ctsam3d.data.phantom_materials import Material, tissue_tables
 from ctsam3d.data.phantom_scanner import Scanner, narrowed, render
 from ctsam3d.volume import Volume
@@ -75,10 +76,7 @@ def make_phantom(
     Raises:
         ValueError: a spacing that is not positive and finite, or an unknown region.
     """
-    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
-        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm}")
-    if region not in REGIONS_MM:
-        raise ValueError(f"region must be one of {', '.join(REGIONS_MM)}, got {region!r}")
+    _check(spacing_mm, region, REGIONS_MM)
     # A stream of its own for each painter: what one of them draws moves no other organ.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(_PAINTERS) + 4)]
     frame = phantom_frame.Frame(streams[0])
@@ -117,6 +115,31 @@ def scanned(materials, labels, relief, palette: phantom_rich.Palette, affine, sp
     affine = affine.copy()
     affine[:3, 3] += [s.start * step for s, step in zip(box, spacing_mm)]
     return Phantom(Volume(hu, affine), labels, tuple(palette.names))
+
+
+def make_limb_phantom(seed: int, spacing_mm=(1.5, 1.5, 1.5), region: str = "thighs") -> Phantom:
+    """A rich phantom of limbs.
+
+    Args:
+        seed, spacing_mm: as of `make_phantom`.
+        region: a key of `phantom_limbs.LIMB_REGIONS_MM`.
+
+    Raises:
+        ValueError: a spacing that is not positive and finite, or an unknown region.
+    """
+    _check(spacing_mm, region, LIMB_REGIONS_MM)
+    canvas, palette, world_mm = paint_limbs(seed, spacing_mm, region)
+    affine = np.diag([*map(float, spacing_mm), 1.0])
+    affine[:3, 3] = [axis[0] for axis in world_mm]
+    rng = np.random.default_rng((seed, 3))
+    return scanned(canvas.materials, canvas.labels, canvas.fine, palette, affine, spacing_mm, rng)
+
+
+def _check(spacing_mm, region: str, regions) -> None:
+    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm}")
+    if region not in regions:
+        raise ValueError(f"region must be one of {', '.join(regions)}, got {region!r}")
 
 
 def _canvas(rng, frame, spacing_mm, levels_mm) -> tuple[Canvas, list[np.ndarray]]:
