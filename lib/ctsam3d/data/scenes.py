@@ -143,14 +143,3 @@ def write_scene_case(folder: str | os.PathLike, scene: Scene) -> Path:
     with atomic_path(folder / "labels.json") as path:
         path.write_text(json.dumps(dict(enumerate(scene.names, start=1)), indent=1) + "\n", encoding="utf-8")
     return folder
-
-
-def make_scene_cases(folder: str | os.PathLike, count: int, seed: int) -> list[Path]:
-    """Write the scenes of seeds `seed` to `seed + count - 1` as `folder/scene_<seed>`; those that are there stay."""
-    if count < 1:
-        raise ValueError(f"count must be at least 1, got {count}")
-    folders = [Path(folder) / f"scene_{s}" for s in range(seed, seed + count)]
-    for number, target in enumerate(folders):
-        if not (target / "labels.json").is_file():  # written last
-            write_scene_case(target, make_scene(seed + number))
-    return folders
