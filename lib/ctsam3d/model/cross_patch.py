@@ -12,7 +12,7 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import resize
+from ctsam3d.model.layers import Conv3d, resize
 
 _FIRST_SCALE = 1 / 64  # about the standard deviation over 64³ voxels of one click's map, times its height of 1
 
@@ -30,6 +30,9 @@ class CrossPatchPrompter(nn.Module):
         self.scale = scale
         strides = (2,) * (len(widths) - 1)
         self.unet = UNet(3, in_channels=3, out_channels=1, channels=widths, strides=strides, num_res_units=2)
+        for module in self.unet.modules():
+            if type(module) is nn.Conv3d:  # MONAI's own are two and a half times slower on a CPU
+                module.__class__ = Conv3d
         _begin_small(self.unet)
 
     def forward(self, image: Tensor, mask: Tensor, neighbour: Tensor) -> Tensor:
