@@ -8,7 +8,6 @@ import argparse
 import logging
 from pathlib import Path
 
-from ctsam3d.data.default_data import REAL
 from ctsam3d.training.default import QUICK, RECIPES, train_default
 from ctsam3d.training.processes import process_group
 
@@ -19,12 +18,11 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="folder with the real cases; without it, generated data alone")
     parser.add_argument("--out", required=True, type=Path, help="folder for data, volumes, weights, log and states")
     parser.add_argument("--preset", choices=sorted(RECIPES), default="tiny", help="network (default: tiny)")
-    parser.add_argument("--cases", type=lambda text: text.split(","), default=list(REAL),
-                        help="names of the real cases, separated by commas (default: all ten)")  # fmt: skip
     parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to see that it learns")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, help="processes that cut patches (default: 0 on a CPU, else 8)")
     parser.add_argument("--makers", type=int, default=1, help="processes that generate")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between two states")
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
@@ -33,10 +31,11 @@ def main(argv: list[str] | None = None) -> None:
                 arguments.real,
                 arguments.out,
                 QUICK if arguments.quick else RECIPES[arguments.preset],
-                names=arguments.cases,
                 device=device,
                 workers=arguments.workers,
                 makers=arguments.makers,
+                save_every=arguments.save_every,
+                half=True,
             )
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {' '.join(str(error).split())}\n")

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,11 @@ HELD_OUT = frozenset(
 )  # fmt: skip
 """Names of the real cases that test the default weights; no training may read them."""
 
-REAL = ("ts_example", *(f"sts_{n:03d}" for n in (1, 2, 3, 6, 8, 10, 12, 14, 38)))
-"""Names of the real cases that the default weights are trained on."""
+REAL = {
+    "real_organs": ("ts_example",),
+    "real_tumours": tuple(f"sts_{n:03d}" for n in (1, 2, 3, 6, 8, 10, 12, 14, 38)),
+}
+"""Names of the real cases that the default weights are trained on, in groups that pairs are drawn from by share."""
 
 PHANTOM_SEED, SCENE_SEED = 2000, 0
 """The first seed of each; phantoms of other seeds are in tests and published figures."""
@@ -51,7 +55,9 @@ def refuse_held_out(names: Iterable[str]) -> None:
         raise ValueError(f"training must not use the held-out cases, got {found}")
 
 
-def make_real_cases(data: str | os.PathLike, out: str | os.PathLike, names: Iterable[str] = REAL) -> list[Path]:
+def make_real_cases(
+    data: str | os.PathLike, out: str | os.PathLike, names: Iterable[str] = tuple(chain.from_iterable(REAL.values()))
+) -> list[Path]:
     """Write the named cases of the folder `data`, with the structures that HU show, as `out/<name>`.
 
     Those that are there stay.

@@ -7,9 +7,7 @@ was. All seeds are fixed. No case of `default_data.HELD_OUT` can get in.
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +16,6 @@ from ctsam3d.training.cases import VolumeCache, load_group
 from ctsam3d.training.config import Augmentation, TrainingConfig
 from ctsam3d.training.loop import Source, train
 
-log = logging.getLogger(__name__)
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -27,34 +23,33 @@ class Recipe:
 
     Attributes:
         scenes, phantoms: how many of each are generated.
-        shares: of the pairs that come from real cases, phantoms and scenes.
+        shares: of the pairs that come from scenes, phantoms, and the groups of real cases in `default_data.REAL`.
     """
 
     config: TrainingConfig
     scenes: int
     phantoms: int
-    shares: tuple[float, float, float] = (4.0, 3.0, 3.0)
+    shares: tuple[float, ...] = (0.30, 0.25, 0.20, 0.25)
 
 
 _TINY = TrainingConfig(
     preset="tiny",
-    epochs=8,
+    epochs=3,
     schedule="cosine",
-    warmup_share=0.03,
-    learning_rate=1.5e-3,
-    batch_size=4,
+    learning_rate=1.2e-3,
+    batch_size=2,
     rounds=5,
-    structure_power=0.5,
+    structure_power=0.4,
     imprecise_clicks=0.5,
-    feedback=0.3,
-    carry=0.2,
-    seed=2000,
-    augmentation=Augmentation(contrast=0.3, lesion=0.2),
+    carry=0.3,
+    frozen_statistics=True,
+    seed=60,
+    augmentation=Augmentation(contrast=0.5, lesion=0.12),
 )
 
 RECIPES = {
-    "tiny": Recipe(_TINY, scenes=300, phantoms=300),
-    "small": Recipe(dataclasses.replace(_TINY, preset="small", learning_rate=1e-3), scenes=300, phantoms=300),
+    "tiny": Recipe(_TINY, scenes=300, phantoms=200),
+    "small": Recipe(dataclasses.replace(_TINY, preset="small"), scenes=300, phantoms=200),
 }
 """Of each preset that is packaged."""
 
@@ -85,18 +80,13 @@ def train_default(
     out: str | os.PathLike,
     recipe: Recipe = RECIPES["tiny"],
     *,
-    names: Sequence[str] = REAL,
-    device: str = "cpu",
-    workers: int | None = None,
     makers: int = 1,
-    save_every: int = 100,
     **options,
 ) -> Path:
     """Make the data under ``out/data``, train, and write ``out/model.safetensors``.
 
     Args:
-        real: folder with the real cases `names`; None to train on generated data alone.
-        workers: processes that cut patches, see `loop.train`.
+        real: folder with the real cases of `default_data.REAL`; None to train on generated data alone.
         makers: processes that generate.
         options: see `loop.train`.
 
@@ -104,21 +94,24 @@ def train_default(
         Path of the weights.
 
     Raises:
-        ValueError: a held-out case among `names`, or a case that cannot be used.
+        ValueError: a case that cannot be used, or that is held out.
         FileNotFoundError: a real case is not there.
         RunError: `out` holds a run of another recipe.
     """
-    refuse_held_out(names)
-    data, cache = Path(out) / "data", VolumeCache(Path(out) / "volumes")
-    sources = []
-    if real is not None:
-        make_real_cases(real, data / "real", names)
-    make_random_phantoms(data / "phantoms", recipe.phantoms, workers=makers)
-    make_scenes(data / "scenes", recipe.scenes, workers=makers)
-    for kind, share in zip(("real", "phantoms", "scenes"), recipe.shares):
-        if kind != "real" or real is not None:
-            volumes = load_group(data / kind, cache)
-            refuse_held_out(volume.name for volume in volumes)
-            sources.append(Source(volumes, share))
-    log.info("%s", ", ".join(f"{len(source.volumes)} volumes at share {source.share:g}" for source in sources))
-    return train(sources, recipe.config, out, device=device, workers=workers, save_every=save_every, **options)
+    volumes = VolumeCache(Path(out) / "volumes")
+    folders = make_data(real, Path(out) / "data", recipe, makers)
+    groups = [load_group(folder, volumes) for folder in folders]
+    refuse_held_out(volume.name for group in groups for volume in group)
+    sources = [Source(group, share) for group, share in zip(groups, recipe.shares)]
+    return train(sources, recipe.config, out, **options)
+
+
+def make_data(real: str | os.PathLike | None, out: Path, recipe: Recipe, makers: int = 1) -> list[Path]:
+    """The folders of cases that pairs are drawn from, in the order of the shares; what is there stays."""
+    make_scenes(out / "scenes", recipe.scenes, workers=makers)
+    make_random_phantoms(out / "phantoms", recipe.phantoms, workers=makers)
+    folders = [out / "scenes", out / "phantoms"]
+    for group, names in REAL.items() if real is not None else ():
+        make_real_cases(real, out / group, names)
+        folders.append(out / group)
+    return folders
