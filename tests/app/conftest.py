@@ -153,7 +153,8 @@ def server(tmp_path_factory):
     scans = {"organs": copy_scan(example, studies, "organs"), "other": copy_scan(other, studies, "other")}
     write_bad_images(studies, scans["other"].path)
     port = free_port()
-    process = start(studies, work, port)
+    limits = ("--conf", "max_upload_mb", "60", "--conf", "max_scan_mb", "300")
+    process = start(studies, work, port, *limits)
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(process, url, work / "server.log")

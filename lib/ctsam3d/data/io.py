@@ -224,12 +224,17 @@ def _read_grid(path: Path, max_bytes: int | None = None) -> tuple[np.ndarray, np
     except RuleError as error:
         raise ValueError(f"path {path} {error}") from error
     except Exception as error:  # the libraries raise dozens of kinds for damaged files
-        raise ValueError(f"path {path} cannot be read, it is damaged or not what its name says: {error}") from error
+        reason = str(error).strip()
+        if "itk::ERROR" in reason:  # a trace through the library, whose last line says what is wrong
+            reason = reason.splitlines()[-1]
+        raise ValueError(f"path {path} cannot be read, it is damaged or not what its name says: {reason}") from error
 
 
 def _checked_3d(shape: tuple[int, ...]) -> None:
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
         raise RuleError(f"must hold a 3D image, got shape {tuple(shape)}")
+    if min(shape) < 1:
+        raise RuleError(f"must hold at least one voxel along each axis, got shape {tuple(shape)}")
 
 
 def _checked_alone(path: Path) -> None:

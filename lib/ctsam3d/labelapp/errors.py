@@ -26,7 +26,11 @@ logger = logging.getLogger(__name__)
 REQUEST_ID = "ctsam3d.request_id"  # key of the ASGI scope
 _MAX_DETAIL = 1000
 _FULL = (errno.ENOSPC, errno.EDQUOT)
-_BARE = {404: "there is nothing at {method} {path}", 405: "{method} must not be used at {path}"}
+_BARE = {  # in place of the bare words of the standard
+    "Not Found": "there is nothing at {method} {path}",
+    "Method Not Allowed": "{method} must not be used at {path}",
+    "Content Too Large": "the body has more bytes than are taken at {method} {path}",
+}
 
 
 def error_reply(status: int, detail: str, request_id: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
@@ -62,8 +66,8 @@ def _request_error(request: Request, error: RequestError) -> Response:
 
 def _http_error(request: Request, error: HTTPException) -> Response:
     detail = error.detail if isinstance(error.detail, str) else str(error.detail)
-    if error.status_code in _BARE and detail in ("Not Found", "Method Not Allowed"):
-        detail = _BARE[error.status_code].format(method=request.method, path=repr(request.url.path[:200]))
+    if detail in _BARE:
+        detail = _BARE[detail].format(method=request.method, path=repr(request.url.path[:200]))
     if error.status_code >= 500:
         logger.error("request %s: %s", request_id_of(request), detail, exc_info=error.__cause__)
     return error_reply(error.status_code, detail, request_id_of(request), error.headers)

@@ -22,7 +22,7 @@ from ctsam3d.labelapp.signin import SIGN_IN, set_cookie
 logger = logging.getLogger(__name__)
 
 OPEN = (SIGN_IN, "/auth/", "/auth/token")  # where one gets a token accepted, or asks whether one is needed
-_MAX_HEADERS = 32_768  # bytes of all headers of a request
+_MAX_HEADERS = 16_384  # bytes of all headers of a request
 _MAX_ADDRESS = 8192  # bytes of a path with its query
 _ID = re.compile(r"[A-Za-z0-9._-]{8,64}")
 _SAFE = {
@@ -83,9 +83,10 @@ class Guard:
                     headers.setdefault(name, value)
             await send(message)
 
+        sending_json = _Reasons(scope, receive, sending)
         try:
             refusal = self._refusal(scope)
-            await (refusal or self._app)(scope, receive, sending)
+            await (refusal or self._app)(scope, receive, sending_json)
         except Exception as error:
             if not status:  # else the application has answered, and logged, already
                 logger.error("request %s failed", scope[REQUEST_ID], exc_info=error)
@@ -162,6 +163,33 @@ class Guard:
     @staticmethod
     def _error(scope: Scope, status: int, detail: str, headers: dict[str, str] | None = None) -> Response:
         return error_reply(status, detail, scope[REQUEST_ID], headers)
+
+
+class _Reasons:
+    """An ASGI ``send`` that makes JSON of the errors that the libraries below say in plain text."""
+
+    def __init__(self, scope: Scope, receive: Receive, send: Send):
+        self._scope, self._receive, self._send = scope, receive, send
+        self._held: Message | None = None
+        self._text = b""
+
+    async def __call__(self, message: Message) -> None:
+        if message["type"] == "http.response.start" and message["status"] >= 400:
+            if Headers(raw=message["headers"]).get("content-type", "").startswith("text/plain"):
+                self._held = message
+                return
+        if self._held is None or message["type"] != "http.response.body":
+            await self._send(message)
+            return
+        self._text += message.get("body", b"")
+        if not message.get("more_body"):
+            held, self._held = self._held, None
+            kept = {
+                k: v for k, v in Headers(raw=held["headers"]).items() if k not in ("content-type", "content-length")
+            }
+            text = self._text.decode("utf-8", "replace").strip()
+            reply = error_reply(held["status"], text or "refused", self._scope[REQUEST_ID], kept)
+            await reply(self._scope, self._receive, self._send)
 
 
 def _plain(host: str) -> bool:

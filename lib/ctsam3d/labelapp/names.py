@@ -20,7 +20,7 @@ MAX_ID_BYTES = 200  # a file name has at most 255, and temporary names add to it
 _MAX_TAG = 64
 _MAX_DEPTH = 50
 
-_PLAIN_ID = re.compile(r"\w[\w .,:;=@+()\[\]-]*", re.UNICODE)
+_PLAIN_ID = re.compile(r"\w[\w .,:=@+()\[\]-]*", re.UNICODE)
 _TAG = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 
 
@@ -43,11 +43,11 @@ def check_new_id(image: str, argument: str = "image") -> str:
     """An id that may name a new file.
 
     Raises:
-        RequestError: as `check_image_id`, or with characters beyond letters, digits, spaces and ``_.,:;=@+()[]-``.
+        RequestError: as `check_image_id`, or with characters beyond letters, digits, spaces and ``_.,:=@+()[]-``.
     """
     check_image_id(image, argument)
-    if not _PLAIN_ID.fullmatch(image) or ".." in image or image != image.strip():
-        raise RequestError(f"{argument} must be letters, digits, single spaces and _.,:;=@+()[]-, got {image!r}")
+    if not _PLAIN_ID.fullmatch(image) or ".." in image or image != image.rstrip(" ."):
+        raise RequestError(f"{argument} must be letters, digits, spaces and _.,:=@+()[]-, got {image!r}")
     if image.lower().endswith(STORED_SUFFIXES):
         raise RequestError(f"{argument} must be an id without the extension of a file, got {image!r}")
     return image

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import monailabel.endpoints
@@ -39,6 +40,8 @@ def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIR
     @router.get("/ohif/{path:path}", include_in_schema=False)
     def ohif(person: Annotator, path: str):
         """The viewer's files; any other address is a page of the viewer."""
+        if ".." in re.split(r"[/\\]", path) or not path.isprintable():
+            raise RequestError(f"path must be one of the viewer's, got {path[:200]!r}", status=404)
         return FileResponse(file_below(STATIC / "ohif", path) or STATIC / "ohif" / "index.html")
 
     @router.get("/static/{path:path}", include_in_schema=False)

@@ -93,7 +93,7 @@ def _add_train(router: APIRouter, app: MONAILabelApp) -> None:
 
 
 def _train(app: MONAILabelApp, model: str, params: dict, run_sync: bool, enqueue: bool = False) -> dict:
-    _known("model", model, app._trainers)
+    _known("model", model, app._trainers, " to be trained")
     with rejected():
         app._trainers[model].options(params)
     if run_sync:
@@ -161,9 +161,9 @@ def _add_batch(router: APIRouter, app: MONAILabelApp) -> None:
 # ---- parts ---------------------------------------------------------------------------------------------------------
 
 
-def _known(argument: str, name: str, names: Mapping[str, Any]) -> None:
+def _known(argument: str, name: str, names: Mapping[str, Any], purpose: str = "") -> None:
     if name not in names:
-        known = f"one of {', '.join(names)}" if names else "given to an app that has some, this one has none"
+        known = f"one of {', '.join(names)}{purpose}" if names else "given to an app that has some, this one has none"
         raise RequestError(f"{argument} must be {known}, got {name[:80]!r}", status=404)
 
 

@@ -47,6 +47,7 @@ from ctsam3d.labelapp.versions import Versions
 logger = logging.getLogger(__name__)
 
 _APPLICATION = "monailabel.app"  # the module of MONAI Label's FastAPI application
+_MAX_JSON = 2**20  # bytes of a body that is no file
 _OUTPUTS = tuple(kind.value for kind in ResultType)
 
 
@@ -81,13 +82,13 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         make_router(app, monitor),
         datastore_router(app, conf.max_scan_bytes),
         session_router(app, conf.max_scan_bytes),
-        tasks_router(app),
         admin_router(app, versions),
         archive_router(app),
         signin_router(tokens),
         pages_router(application, health, monitor),
     ):
         application.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
+    application.include_router(tasks_router(app), prefix=settings.MONAI_LABEL_API_STR, max_body_size=_MAX_JSON)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     if origins:
         application.add_middleware(
