@@ -359,6 +359,24 @@ def test_a_crash_while_saving_leaves_the_old_label_or_the_new_one(saved, monkeyp
     assert (saved.label(image), names(saved.open().get_label_info(image, "final"))) == ("newest", ["cyst"])
 
 
+def test_a_crash_between_backup_and_record(saved, monkeypatch):
+    """Both are then names of one file, which renaming would leave as it is."""
+
+    def die(*_):
+        raise Died
+
+    store = saved.open()
+    with monkeypatch.context() as patch:
+        patch.setattr(records, "atomic_path", die)
+        with pytest.raises(Died):
+            store.update_image_info("a", {"x": 1})
+    again = saved.open()
+    assert "x" not in again.get_image_info("a")
+    again.update_image_info("a", {"x": 2})
+    assert saved.open().get_image_info("a")["x"] == 2
+    assert [p.name for p in saved.studies.glob(".writing-*")] == []
+
+
 def test_a_failed_write_is_seen_by_nobody(saved, monkeypatch):
     store = saved.open()
     before = store.json()

@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 
 from ctsam3d.data.files import atomic_path, clear_temporary, make_ordinary, sync_folder
-from ctsam3d.labelapp.records import link_or_copy
+from ctsam3d.labelapp.records import link_or_copy, second_name
 
 STAGED = ".staged-"  # begins the names of copies that become versions; the id of the process follows
 PUBLISHED = ".publishing-"  # begins the names of second names that are about to be in use
@@ -119,11 +119,7 @@ class History:
     def publish(self, version: SavedVersion, target: Path) -> None:
         """The version becomes the file in use."""
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.with_name(f"{PUBLISHED}{target.name}")
-        temporary.unlink(missing_ok=True)
-        link_or_copy(version.path, temporary)
-        os.replace(temporary, target)
-        temporary.unlink(missing_ok=True)  # of two names of one file, renaming keeps both
+        second_name(version.path, target, PUBLISHED)
         sync_folder(target.parent)
 
     def forget(self, name: str) -> None:

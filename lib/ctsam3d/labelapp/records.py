@@ -126,10 +126,7 @@ class RecordFile:
 
     def _back_up(self) -> None:
         """The backup becomes the file as it is: under a second name, since the first one's content never changes."""
-        temporary = self.backup_path.with_name(f".writing-{os.getpid()}-{self.backup_path.name}")
-        temporary.unlink(missing_ok=True)
-        link_or_copy(self.path, temporary)
-        os.replace(temporary, self.backup_path)
+        second_name(self.path, self.backup_path, f".writing-{os.getpid()}-")
 
     def _text(self, records: Records) -> bytes:
         """One image a line."""
@@ -141,6 +138,19 @@ class RecordFile:
         removed = ",\n".join(_line(image, record) for image, record in records.removed.items())
         head = json.dumps(records.head)[:-1]
         return f'{head}, "objects": {{\n{objects}\n}}, "removed": {{\n{removed}\n}}}}\n'.encode()
+
+
+def second_name(source: Path, target: Path, prefix: str) -> None:
+    """`target` becomes the content of `source`, in one step.
+
+    Args:
+        prefix: of the temporary name beside `target`.
+    """
+    temporary = target.with_name(f"{prefix}{target.name}")
+    temporary.unlink(missing_ok=True)
+    link_or_copy(source, temporary)
+    os.replace(temporary, target)
+    temporary.unlink(missing_ok=True)  # of two names of one file, renaming keeps both
 
 
 def link_or_copy(source: Path, target: Path) -> None:
