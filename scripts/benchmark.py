@@ -4,7 +4,8 @@
 click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
 512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
 goes. load: many clients at once against a server. soak: the memory of a server over many clicks. evaluation: what the
-harness of scripts/evaluate.py adds to the network's time.
+harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at random moments while clients
+save labels, and what is left of them; it ends with status 1 where anything is lost.
 """
 
 import argparse
@@ -17,6 +18,7 @@ from ctsam3d.evaluation import USERS, benchmark
 from ctsam3d.evaluation.harness_benchmark import benchmark_evaluation
 from ctsam3d.evaluation.timing import markdown, write_results
 from ctsam3d.labelapp.click_times import benchmark_http
+from ctsam3d.labelapp.crash import crash
 from ctsam3d.labelapp.load import benchmark_load, benchmark_soak
 
 APP = Path(__file__).parents[1] / "apps" / "ctsam3d"
@@ -52,6 +54,11 @@ def _soak(arguments: argparse.Namespace) -> dict:
     return {"soak": found.rows(), "slope": [slope], "failures": [{"failure": reason} for reason in found.failures]}
 
 
+def _crash(arguments: argparse.Namespace) -> dict:
+    found = crash(APP, arguments.kills, arguments.clients, arguments.seed, {"device": arguments.device})
+    return {"crash": found.rows(), "failures": [{"failure": fault} for fault in found.faults]}
+
+
 def _evaluation(arguments: argparse.Namespace) -> dict:
     names = ("data", "weights", "device", "cases", "structures", "seeds", "expand", "user")
     return {"evaluation": benchmark_evaluation(**{name: getattr(arguments, name) for name in names})}
@@ -74,8 +81,8 @@ def _list(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    names = ("click", "training", "load", "soak", "evaluation")
-    click, training, load, soak, evaluation = (commands.add_parser(name) for name in names)
+    names = ("click", "training", "load", "soak", "evaluation", "crash")
+    click, training, load, soak, evaluation, crashes = (commands.add_parser(name) for name in names)
     for command in (click, training):
         command.add_argument("--presets", type=_list(("tiny", "small", "base")))
         command.add_argument("--repeats", type=int, default=5)
@@ -97,11 +104,15 @@ def _parser() -> argparse.ArgumentParser:
     evaluation.add_argument("--structures", type=lambda text: text.split(","), help="names of structures; default all")
     evaluation.add_argument("--seeds", type=int, default=1, help="users who click each structure")
     evaluation.add_argument("--user", choices=USERS, default=USERS[0])
+    crashes.set_defaults(run=_crash)
+    crashes.add_argument("--kills", type=int, default=100)
+    crashes.add_argument("--clients", type=int, default=3, help="that save labels, each of an image of its own")
+    crashes.add_argument("--seed", type=int, default=0)
     for command in (load, soak, evaluation):
         command.add_argument("--expand", action=argparse.BooleanOptionalAction, default=True)
     for command in (click, load, soak, evaluation):
         command.add_argument("--weights", default="default", help="of the server: default, or a .safetensors file")
-    for command in (click, training, load, soak, evaluation):
+    for command in (click, training, load, soak, evaluation, crashes):
         command.add_argument("--device", default="cpu")
         command.add_argument("--out", type=Path, help="JSON file")
     return parser
@@ -117,6 +128,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out:
         about = {"device": arguments.device, "weights": getattr(arguments, "weights", "fresh")}
         write_results(arguments.out, tables, shlex.join(["scripts/benchmark.py", *(argv or sys.argv[1:])]), about)
+    if arguments.what == "crash" and tables["failures"]:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
 """CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
 
-Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``, ``--conf expand_seconds 1.0``.
+Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``, ``--conf expand_seconds 1.0``,
+``--conf token_file PATH``, ``--conf max_upload_mb 2000``, ``--conf max_scan_mb 2000``.
 """
 
 from pathlib import Path
 
+from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
@@ -12,7 +14,9 @@ from monailabel.tasks.activelearning.random import Random
 from ctsam3d.labelapp.conf import read_conf
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.server import install_routes
+from ctsam3d.labelapp.store import study_store
 from ctsam3d.labelapp.train import ClickTrainTask
+from ctsam3d.labelapp.upload_sessions import UploadSessions
 from ctsam3d.labelapp.versions import Versions
 
 
@@ -26,7 +30,12 @@ class CTSAM3DApp(MONAILabelApp):
     def __init__(self, app_dir, studies, conf):
         self._settings = read_conf(conf)
         self._versions = Versions(Path(app_dir) / "model" / "ctsam3d", self._settings.weights)
-        self._engine = ClickEngine(self._versions, self._settings.device, self._settings.expand_seconds)
+        self._engine = ClickEngine(
+            self._versions,
+            self._settings.device,
+            self._settings.expand_seconds,
+            max_scan_bytes=self._settings.max_scan_bytes,
+        )
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -35,7 +44,10 @@ class CTSAM3DApp(MONAILabelApp):
             description="Click on a structure in a CT and get its mask",
             labels=list(self._settings.labels),
         )
-        install_routes(self)
+        install_routes(self, self._settings, self._engine, self._versions)
+
+    def init_datastore(self):
+        return study_store(self.studies, super().init_datastore)
 
     def init_infers(self):
         return {
@@ -48,6 +60,9 @@ class CTSAM3DApp(MONAILabelApp):
 
     def init_strategies(self):
         return {"random": Random(), "first": First()}
+
+    def _load_sessions(self, load=False):
+        return UploadSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None
 
     def on_init_complete(self):
         super().on_init_complete()

@@ -114,12 +114,13 @@ def test_nothing_is_left_behind(server, clicks):
     server.infer("", spleen([clicks[0]]), "temporary", file=str(server.scans["organs"].path))
     server.post(params='{"spleen": []}', image="", files={"file": ("x.nii.gz", b"broken")})
     for _ in range(50):  # files are deleted after they are sent
-        left = list(server.temporary.glob("ctsam3d-*/*"))
+        left = list(server.temporary.glob("ctsam3d-server-*/ctsam3d-*/*"))
         if not left:
             break
         time.sleep(0.1)
     assert left == []
-    assert list(server.temporary.glob("ctsam3d-upload-*")) == []
+    assert list(server.temporary.glob("ctsam3d-server-*")) != []  # where all of the server's own files are
+    assert list(server.temporary.rglob("ctsam3d-upload-*")) == []
 
 
 # ---- the mask depends on the click lists alone ---------------------------------------------------------------------

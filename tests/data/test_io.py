@@ -394,3 +394,48 @@ def test_every_real_case_is_read(shared_data):
             np.testing.assert_array_equal(case.volume.array_ijk, sitk.GetArrayFromImage(image).T)
         else:
             assert len(pydicom.dcmread(next(folder.glob("*.dcm"))).SeriesInstanceUID) > 0
+
+
+# ---- files that claim, or name, what they should not --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", SINGLE_FILE)
+def test_more_voxels_than_allowed_are_not_read(tmp_path, suffix):
+    volume = Volume(np.zeros((10, 10, 10), np.int16), np.eye(4))
+    path = tmp_path / f"scan{suffix}"
+    write_volume(path, volume)
+    assert read_volume(path, max_bytes=2000).shape_ijk == (10, 10, 10)
+    with pytest.raises(ValueError, match=r"must hold at most 0 MB of voxels, got 0 MB \(10, 10, 10\)"):
+        read_volume(path, max_bytes=1999)
+    with pytest.raises(ValueError, match="must hold at most"):
+        io.read_label_grid(path, max_bytes=1999)
+
+
+def test_a_header_that_claims_terabytes_is_refused_unread(tmp_path):
+    header = nib.Nifti1Header()
+    header.set_data_shape((32767, 32767, 32767))
+    with gzip.open(tmp_path / "scan.nii.gz", "wb") as file:
+        file.write(header.binaryblock + bytes(100))
+    with pytest.raises(ValueError, match="must hold at most 1000 MB of voxels, got "):
+        read_volume(tmp_path / "scan.nii.gz", max_bytes=10**9)
+
+
+NRRD = "NRRD0004\ntype: int16\ndimension: 3\nsizes: 2 2 2\nencoding: raw\n"
+MHA = "ObjectType = Image\nNDims = 3\nDimSize = 2 2 2\nElementType = MET_SHORT\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "header"),
+    [
+        ("scan.nrrd", NRRD + "data file: other.raw\n\n"),
+        ("scan.nrrd", NRRD.replace("\n", "\r\n") + "Data File: /etc/hostname\r\n\r\n"),
+        ("scan.nrrd", NRRD + "# " + "x" * 70_000 + "\ndatafile: other.raw\n\n"),
+        ("scan.mha", MHA + "ElementDataFile = other.raw\n"),
+        ("scan.mha", MHA + " ElementDataFile = other.raw\nElementDataFile = LOCAL\n"),
+    ],
+)
+def test_a_single_file_never_reads_another(tmp_path, name, header):
+    (tmp_path / "other.raw").write_bytes(bytes(16))
+    (tmp_path / name).write_bytes(header.encode() + bytes(16))
+    with pytest.raises(ValueError, match="must hold its voxels itself"):
+        read_volume(tmp_path / name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from pathlib import Path
 
@@ -21,14 +22,29 @@ class RuleError(Exception):
     """A rule that a readable file breaks; the text follows the path. `data.io` makes it a ValueError."""
 
 
-def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
+def check_size(shape: tuple[int, ...], itemsize: int, max_bytes: float) -> None:
+    """Before any voxel is read, whether they are too many: a small file can claim, and unpack to, any number.
+
+    Raises:
+        RuleError: more than `max_bytes`.
+    """
+    size = math.prod(map(int, shape)) * itemsize
+    if size > max_bytes:
+        raise RuleError(f"must hold at most {max_bytes / 1e6:.0f} MB of voxels, got {size / 1e6:.0f} MB {tuple(shape)}")
+
+
+def read_series(folder: Path, max_bytes: float = math.inf) -> tuple[np.ndarray, np.ndarray]:
     """The largest series among the DICOM images in `folder`, its slices in increasing position along the normal.
+
+    Args:
+        max_bytes: of the voxels, of two bytes each.
 
     Returns:
         float32 array (columns, rows, slices) in HU, and its (4, 4) affine to RAS mm.
 
     Raises:
-        RuleError: no image, two largest series, damaged slices, or slices that do not form a regular grid.
+        RuleError: no image, two largest series, damaged slices, slices that do not form a regular grid, or more than
+            `max_bytes`.
     """
     headers = _largest_series(folder)
     axes = _slice_axes(headers)
@@ -42,6 +58,7 @@ def read_series(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     affine_lps_mm[:3, 1] = axes[1] * row_step_mm
     affine_lps_mm[:3, 2] = _slice_step_mm(headers[0], positions, along_mm, axes, min(row_step_mm, column_step_mm))
     affine_lps_mm[:3, 3] = positions[0]
+    check_size((headers[0].Columns, headers[0].Rows, len(headers)), 2, max_bytes)
     array = np.empty((headers[0].Columns, headers[0].Rows, len(headers)), np.float32, order="F")
     for k, header in enumerate(headers):
         array[:, :, k] = _slice_hu_ji(header).T

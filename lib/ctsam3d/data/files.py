@@ -8,6 +8,9 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+_UMASK = os.umask(0)  # read once: reading means setting, which other threads that make files would see
+os.umask(_UMASK)
+
 
 @contextlib.contextmanager
 def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
@@ -25,13 +28,16 @@ def atomic_path(path: str | os.PathLike) -> Iterator[Path]:
         yield temporary
         with open(temporary, "rb") as written:
             os.fsync(written.fileno())
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask)  # mkstemp makes private files; a result is an ordinary one
+        make_ordinary(temporary)
         os.replace(temporary, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def make_ordinary(path: str | os.PathLike) -> None:
+    """Gives a file of `tempfile`, which are private, the rights that an ordinary new file has."""
+    os.chmod(path, 0o666 & ~_UMASK)
 
 
 def clear_temporary(folder: str | os.PathLike) -> None:
@@ -41,7 +47,8 @@ def clear_temporary(folder: str | os.PathLike) -> None:
             path.unlink(missing_ok=True)
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: str | os.PathLike) -> None:
+    """Names that were made, changed or removed in a folder are on the disk when this returns."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

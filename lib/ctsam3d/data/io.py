@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ import nibabel as nib
 import numpy as np
 import SimpleITK as sitk
 
-from ctsam3d.data.dicom import RAS_FROM_LPS, RuleError, read_series
+from ctsam3d.data.dicom import RAS_FROM_LPS, RuleError, check_size, read_series
 from ctsam3d.data.files import atomic_path
 from ctsam3d.volume import Volume
 
@@ -28,25 +29,30 @@ NIFTI_SUFFIXES = (".nii.gz", ".nii")
 ITK_SUFFIXES = (".nrrd", ".nhdr", ".mha", ".mhd")
 WRITABLE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".mha")  # one file each, so that replacing it is one step
 
+_HEADER_BYTES = 2**16  # within which the text header of an NRRD or MetaImage file ends, or it is none
 _GRID_TOLERANCE_VOXELS = 0.1  # two headers of one grid differ by the rounding of float32, far less than this
 
 
-def read_volume(path: str | os.PathLike) -> Volume:
+def read_volume(path: str | os.PathLike, max_bytes: int | None = None) -> Volume:
     """A CT from NIfTI (.nii, .nii.gz), NRRD or MetaImage (.nrrd, .nhdr, .mha, .mhd), or a folder of DICOM slices.
 
     A DICOM array has i along a row (columns), j down the rows, and k over slices in increasing position along the
     normal, the cross product of row and column direction. A folder with several series yields the largest one.
+
+    Args:
+        max_bytes: of the voxels as stored, which is known before any is read; None: no limit.
 
     Returns:
         Volume with an int16 array where every value is whole and fits, else float32; stored slopes are applied.
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: unreadable, not a 3D scan of real finite values (a fourth axis of length 1 is accepted), or DICOM
-            slices that do not form one regular grid.
+        ValueError: unreadable, not a 3D scan of real finite values (a fourth axis of length 1 is accepted), DICOM
+            slices that do not form one regular grid, more than `max_bytes`, or a .nrrd or .mha whose voxels lie in
+            another file.
     """
     path = Path(path)
-    array, affine = _read_grid(path)
+    array, affine = _read_grid(path, max_bytes)
     try:
         return Volume(_compact(array), affine)
     except (ValueError, TypeError) as error:
@@ -76,8 +82,11 @@ def read_labels(path: str | os.PathLike, volume: Volume) -> np.ndarray:
     return np.ascontiguousarray(moved)
 
 
-def read_label_grid(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
+def read_label_grid(path: str | os.PathLike, max_bytes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """A label map on its own grid.
+
+    Args:
+        max_bytes: as of `read_volume`.
 
     Returns:
         (I, J, K) array of uint8, uint16 or int32, the smallest that holds the largest label, and its (4, 4) affine to
@@ -85,10 +94,10 @@ def read_label_grid(path: str | os.PathLike) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         FileNotFoundError: nothing at `path`.
-        ValueError: unreadable, or values that are not whole numbers from 0 to 2**31 - 1.
+        ValueError: unreadable, values that are not whole numbers from 0 to 2**31 - 1, or as of `read_volume`.
     """
     path = Path(path)
-    array, affine = _read_grid(path)
+    array, affine = _read_grid(path, max_bytes)
     if array.dtype.kind == "f" and not (np.isfinite(array).all() and np.array_equal(array, np.rint(array))):
         raise ValueError(f"path {path} must hold whole label values, got dtype {array.dtype} with fractions or NaN")
     low, high = array.min(), array.max()
@@ -195,7 +204,7 @@ def _suffix(path: Path, suffixes: tuple[str, ...]) -> str | None:
     return next((s for s in suffixes if path.name.lower().endswith(s)), None)
 
 
-def _read_grid(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_grid(path: Path, max_bytes: int | None = None) -> tuple[np.ndarray, np.ndarray]:
     """(I, J, K) array as stored, slopes applied, and its (4, 4) affine to RAS mm."""
     if not path.exists():
         raise FileNotFoundError(f"path {path} does not exist")
@@ -211,21 +220,44 @@ def _read_grid(path: Path) -> tuple[np.ndarray, np.ndarray]:
         known = ", ".join(NIFTI_SUFFIXES + ITK_SUFFIXES)
         raise ValueError(f"path must end with one of {known}, or be a folder of DICOM slices, got {path}")
     try:
-        return read(path)
+        return read(path, math.inf if max_bytes is None else max_bytes)
     except RuleError as error:
         raise ValueError(f"path {path} {error}") from error
     except Exception as error:  # the libraries raise dozens of kinds for damaged files
-        raise ValueError(f"path {path} cannot be read, it is damaged or not what its name says: {error}") from error
+        reason = str(error).strip()
+        if "itk::ERROR" in reason:  # a trace through the library, whose last line says what is wrong
+            reason = reason.splitlines()[-1]
+        raise ValueError(f"path {path} cannot be read, it is damaged or not what its name says: {reason}") from error
 
 
 def _checked_3d(shape: tuple[int, ...]) -> None:
     if not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 1)):
         raise RuleError(f"must hold a 3D image, got shape {tuple(shape)}")
+    if min(shape) < 1:
+        raise RuleError(f"must hold at least one voxel along each axis, got shape {tuple(shape)}")
 
 
-def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _checked_alone(path: Path) -> None:
+    """A .nrrd or .mha, unlike .nhdr and .mhd, holds its voxels itself: one that names another file could name any."""
+    with open(path, "rb") as file:
+        lines = [line.strip().lower() for line in file.read(_HEADER_BYTES).splitlines()]
+    if path.name.lower().endswith(".mha"):
+        values = [line.partition(b"=")[2].strip() for line in lines if line.startswith(b"elementdatafile")]
+        alone = values[:1] == [b"local"]
+    elif path.name.lower().endswith(".nrrd"):
+        header = list(itertools.takewhile(bool, lines))
+        named = any(line.replace(b" ", b"").startswith(b"datafile:") for line in header)
+        alone = len(header) < len(lines) and not named
+    else:
+        return
+    if not alone:
+        raise RuleError("must hold its voxels itself, after a header that names no other file")
+
+
+def _read_nifti(path: Path, max_bytes: float) -> tuple[np.ndarray, np.ndarray]:
     image = nib.load(path, mmap=False)
     _checked_3d(image.shape)
+    check_size(image.shape, image.get_data_dtype().itemsize, max_bytes)
     if image.get_data_dtype().kind not in "iuf":
         raise RuleError(f"must hold real numbers, got dtype {image.get_data_dtype()}")
     if (image.dataobj.slope, image.dataobj.inter) == (1.0, 0.0):
@@ -235,13 +267,15 @@ def _read_nifti(path: Path) -> tuple[np.ndarray, np.ndarray]:
     return array.reshape(array.shape[:3], order="A"), image.affine
 
 
-def _read_itk(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def _read_itk(path: Path, max_bytes: float) -> tuple[np.ndarray, np.ndarray]:
+    _checked_alone(path)
     reader = sitk.ImageFileReader()
     reader.SetFileName(str(path))
     reader.ReadImageInformation()
     if reader.GetNumberOfComponents() != 1:
         raise RuleError(f"must hold one number per voxel, got {reader.GetNumberOfComponents()}")
     _checked_3d(reader.GetSize())
+    check_size(reader.GetSize(), sitk.Image([1, 1], reader.GetPixelID()).GetSizeOfPixelComponent(), max_bytes)
     image = reader.Execute()
     dimension = image.GetDimension()
     affine_lps_mm = np.eye(4)

@@ -13,6 +13,7 @@ from ctsam3d.checkpoint import packaged_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp.requests import check_labels
 
+MAX_MB = 2000  # of a request, and of the voxels of a scan: 512 x 512 x 3,800 of int16
 EXPAND_SECONDS = 1.0  # a click is answered within about a second; what takes longer goes on after the reply
 
 
@@ -27,12 +28,18 @@ class Conf:
         labels: ``--conf labels a,b,c``: of the model ``ctsam3d``; default: the 107 of TotalSeg++.
         expand_seconds: ``--conf expand_seconds S``: how long the masks of one request may expand into neighbouring
             patches before it is answered; default: `EXPAND_SECONDS`.
+        token_file: ``--conf token_file PATH``: see `access.Tokens`; default: none, and everybody may do anything.
+        max_upload_bytes: ``--conf max_upload_mb N``: of a request.
+        max_scan_bytes: ``--conf max_scan_mb N``: that the voxels of a scan or label map may take.
     """
 
     weights: str
     device: str
     labels: tuple[str, ...]
     expand_seconds: float = EXPAND_SECONDS
+    token_file: str = ""
+    max_upload_bytes: int = MAX_MB * 10**6
+    max_scan_bytes: int = MAX_MB * 10**6
 
 
 def read_conf(conf: Mapping[str, str] | None) -> Conf:
@@ -40,12 +47,20 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
 
     Raises:
         FileNotFoundError: no weights there.
-        ValueError: unknown device, labels that are empty, repeated or reserved, no seconds from 0.
+        ValueError: unknown device, labels that are empty, repeated or reserved, no seconds from 0, no megabytes from 1.
     """
     conf = conf or {}
     labels = check_labels(conf["labels"].split(",")) if "labels" in conf else NAMES
     seconds = _seconds("expand_seconds", conf["expand_seconds"]) if "expand_seconds" in conf else EXPAND_SECONDS
-    return Conf(_weights(conf.get("weights", "default")), _device(conf.get("device", "")), labels, seconds)
+    return Conf(
+        _weights(conf.get("weights", "default")),
+        _device(conf.get("device", "")),
+        labels,
+        seconds,
+        conf.get("token_file", ""),
+        _megabytes("max_upload_mb", conf.get("max_upload_mb", str(MAX_MB))),
+        _megabytes("max_scan_mb", conf.get("max_scan_mb", str(MAX_MB))),
+    )
 
 
 def _weights(weights: str) -> str:
@@ -80,3 +95,10 @@ def _seconds(key: str, value: str) -> float:
     if not 0 <= seconds < math.inf:
         raise ValueError(f"--conf {key} must be a number of seconds, 0 or more, got {value!r}")
     return seconds
+
+
+def _megabytes(key: str, value: str) -> int:
+    """In bytes."""
+    if not (value.isascii() and value.isdecimal()) or len(value) > 9 or int(value) < 1:
+        raise ValueError(f"--conf {key} must be a whole number of megabytes, 1 or more, got {value!r}")
+    return int(value) * 10**6

@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -79,6 +80,17 @@ class _Served(NamedTuple):
     segmenter: Segmenter
 
 
+class Usage(NamedTuple):
+    """What an engine holds: version of the newest weights (empty before they are loaded), sessions, bytes of voxels
+    and of sessions, and why weights could not be loaded."""
+
+    version: str
+    sessions: int
+    image_bytes: int
+    session_bytes: int
+    problem: str
+
+
 class ClickEngine:
     """Segments clicked structures for many clients at once.
 
@@ -91,6 +103,7 @@ class ClickEngine:
         expand_seconds: that the structures of a request share to expand into neighbouring patches before the reply;
             afterwards they go on in the background.
         sessions: the store of sessions, where its limits are to be others.
+        max_scan_bytes: that the voxels of an image may take; None: any.
     """
 
     def __init__(
@@ -99,12 +112,14 @@ class ClickEngine:
         device: str,
         expand_seconds: float = EXPAND_SECONDS,
         sessions: SessionStore | None = None,
+        max_scan_bytes: int | None = None,
     ):
         self._versions, self._device, self._expand_seconds = versions, device, expand_seconds
         self._served: _Served | None = None
+        self._problem = ""
         self._loading = threading.Lock()
         self._turns = Turns()
-        self._images = ImageCache(read_volume)
+        self._images = ImageCache(partial(read_volume, max_bytes=max_scan_bytes))
         self._sessions = SessionStore() if sessions is None else sessions
         self._background = BackgroundExpansion(self._sessions, self._turns)
         self._folder: tempfile.TemporaryDirectory | None = None
@@ -154,6 +169,7 @@ class ClickEngine:
         try:
             return load(versions.base_path, device=self._device)
         except _UNUSABLE as error:
+            self._problem = str(error)
             raise RequestError(f"weights {versions.weights} cannot be loaded: {error}", status=503) from error
 
     def image(self, path: str, name: str) -> Image:
@@ -201,6 +217,12 @@ class ClickEngine:
             box_ijk = result_box(labels)
             reply["result_box"] = [list(box_ijk.start), list(box_ijk.stop)]
         return file, {**reply, "latencies": watch.latencies()}
+
+    def usage(self) -> Usage:
+        """What it holds at this moment."""
+        version = self._served.segmenter.info.version if self._served else ""
+        problem = "" if version else self._problem
+        return Usage(version, len(self._sessions), self._images.nbytes, self._sessions.nbytes, problem)
 
     def close(self) -> None:
         """Ends the work in the background."""

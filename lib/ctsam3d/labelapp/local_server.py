@@ -15,7 +15,8 @@ from pathlib import Path
 
 import requests
 
-_START_SECONDS = 180
+_START_SECONDS = 600  # 15 on an idle machine
+_LOG_CHARACTERS = 3000
 _NOT_THE_APP = shutil.ignore_patterns("model", "logs", "lib", "bin", "__pycache__")  # what a server writes beside it
 
 
@@ -36,29 +37,13 @@ def copy_app(app: str | os.PathLike, target: str | os.PathLike) -> Path:
 def local_server(
     app: str | os.PathLike, studies: str | os.PathLike, log: str | os.PathLike, conf: Mapping[str, str] | None = None
 ) -> Iterator[LocalServer]:
-    """Runs the plain start command while the block runs; its output goes to the file `log`.
+    """Runs the plain start command while the block runs.
 
-    Args:
-        app: folder of the app, also the working directory, as MONAI Label reads ``.env`` from there.
-        studies: folder of images.
-        conf: settings of the app, as ``--conf`` takes them.
-
-    Raises:
-        RuntimeError: the server does not start.
+    Args, Raises: as `launch` and `wait_until_up`.
     """
-    app = Path(app).resolve()
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
-    command += ["--studies", str(Path(studies).resolve()), "--host", "127.0.0.1", "--port", str(port)]
-    for key, value in (conf or {}).items():
-        command += ["--conf", key, value]
-    with open(log, "wb") as lines:
-        process = subprocess.Popen(command, cwd=app, stdout=lines, stderr=subprocess.STDOUT)
+    process, url = launch(app, studies, log, conf)
     try:
-        _wait(process, url, Path(log))
+        wait_until_up(process, url, log)
         yield LocalServer(url, process.pid)
     finally:
         process.terminate()
@@ -69,11 +54,44 @@ def local_server(
             process.wait()
 
 
-def _wait(process: subprocess.Popen, url: str, log: Path) -> None:
+def launch(
+    app: str | os.PathLike, studies: str | os.PathLike, log: str | os.PathLike, conf: Mapping[str, str] | None = None
+) -> tuple[subprocess.Popen, str]:
+    """Starts the plain start command on a free port, and does not wait for it.
+
+    Args:
+        app: folder of the app, also the working directory, as MONAI Label reads ``.env`` from there.
+        studies: folder of images.
+        log: file for its output.
+        conf: settings of the app, as ``--conf`` takes them.
+
+    Returns:
+        The process, and the address that it will answer at.
+    """
+    app = Path(app).resolve()
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(app)]
+    command += ["--studies", str(Path(studies).resolve()), "--host", "127.0.0.1", "--port", str(port)]
+    for key, value in (conf or {}).items():
+        command += ["--conf", key, value]
+    with open(log, "wb") as lines:
+        process = subprocess.Popen(command, cwd=app, stdout=lines, stderr=subprocess.STDOUT)
+    return process, f"http://127.0.0.1:{port}"
+
+
+def wait_until_up(process: subprocess.Popen, url: str, log: str | os.PathLike) -> None:
+    """Returns when the server answers.
+
+    Raises:
+        RuntimeError: it has ended, or does not answer within ten minutes.
+    """
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         with contextlib.suppress(requests.RequestException):
-            if requests.get(f"{url}/info/", timeout=10).ok:
-                return
-        time.sleep(1)
-    raise RuntimeError(f"the server did not start, see {log}")
+            requests.get(f"{url}/healthz", timeout=10)  # also a refusal is an answer
+            return
+        time.sleep(0.5)
+    said = Path(log).read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
+    raise RuntimeError(f"the server did not start; its status is {process.poll()}, and its last words are\n{said}")

@@ -65,6 +65,12 @@ class ImageCache:
                     return image
         raise ValueError(f"path {path} must not change while it is read, it changed {_ATTEMPTS} times")
 
+    @property
+    def nbytes(self) -> int:
+        """Of the voxels that are kept."""
+        with self._lock:
+            return sum(kept.volume.array_ijk.nbytes for kept in self._images.values())
+
     def _known(self, signature: tuple) -> Image | None:
         with self._lock:
             return self._images.get(self._contents.get(signature, ""))
@@ -130,6 +136,12 @@ class SessionStore:
 
     def __len__(self) -> int:
         return len(self._held)
+
+    @property
+    def nbytes(self) -> int:
+        """Of the sessions, without their images."""
+        with self._lock:
+            return sum(held.session.nbytes for held in self._held.values())
 
     def holds(self, keys: Iterable[SessionKey]) -> bool:
         """Whether every one of the sessions is there, at this moment."""
