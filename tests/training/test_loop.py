@@ -173,7 +173,7 @@ def test_weights_that_do_not_fit_are_refused(trained, sources):
 def test_without_a_preset_the_network_is_that_of_the_initial_weights(trained, sources):
     """Also one that is none of the presets can be trained further; without weights there is none."""
     config = dataclasses.replace(QUICK, preset=None)
-    own = dataclasses.replace(PRESETS["tiny"], decoder_widths=(16, 16, 16, 16, 8), skip_widths=(8, 8, 8, 16))
+    own = dataclasses.replace(PRESETS["tiny"], decoder_width=16)
     initial = dataclasses.replace(checkpoint.load(trained[0] / "model.safetensors"), network=build(own))
     assert Run(sources, config, Path("unused"), initial=initial).network.config == own
     with pytest.raises(ValueError, match="preset must be given where there are no initial weights"):

@@ -53,8 +53,7 @@ class TrainingConfig:
             previous mask, and one click where P should put it. The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
             masks and in one round, a cheap beginning as S does not run.
-        frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should; a fresh network
-            takes the statistics of the first pairs. Batches are small, and sessions see one patch.
+        frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
         mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
     """
 

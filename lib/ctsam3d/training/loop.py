@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
 P_EPSILON = 1e-15
-CALIBRATION_STEPS = 16  # whose images give a fresh network the statistics of its batch norm
 FEEDBACK_PASSES = 2  # of a session, for weights that were trained with feedback
 
 
@@ -166,8 +165,6 @@ class Run:
         self.steps = max(1, round(config.epochs * self.pairs_per_epoch / self.pairs))
         self.step = 0
         self.network = _network(config, initial).to(self.device, memory_format=torch.channels_last_3d)
-        if initial is None and config.frozen_statistics:
-            _calibrate(self.network, _Steps(sources, config, 0, self.pairs))
         _set_trainable(self.network, config)
         alone = config.trainable == "cross_patch"
         self._train_step = train_step_true_masks if alone else train_step
@@ -365,22 +362,6 @@ def _checked_window(initial: checkpoint.Checkpoint, config: TrainingConfig) -> c
             f"they have {initial.hu_window}"
         )
     return initial
-
-
-def _calibrate(network: nn.Module, steps: _Steps) -> None:
-    """Gives the stem's batch norms the statistics of the images of the first steps."""
-    device = next(network.parameters()).device
-    norms = [module for module in network.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # a plain mean over all that it sees
-    network.train()
-    with torch.no_grad():
-        for step in range(CALIBRATION_STEPS if norms else 0):
-            for batch in steps[step]:
-                network.encode(batch.image.to(device, memory_format=torch.channels_last_3d))
-    for norm, momentum in zip(norms, momenta):
-        norm.momentum = momentum
 
 
 def _parameter_groups(network: nn.Module) -> list[dict]:
