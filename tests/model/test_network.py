@@ -6,24 +6,38 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional as F
 
 from ctsam3d.model import PRESETS, NetworkConfig, build
-from ctsam3d.model.cross_patch import in_neighbours_frame
+from ctsam3d.model.cross_patch import CrossPatchPrompter, in_neighbours_frame
+from ctsam3d.model.decoder import _sub_voxels
+from ctsam3d.model.layers import shrink_by_maximum
 from ctsam3d.model.prompts import click_map, prompt_maps
 
+WITH_FEATURES_AT_FULL_SIZE = NetworkConfig(  # as "base", but narrow
+    widths=(8, 8, 16, 16),
+    decoder_widths=(16, 16, 16, 16, 8),
+    skip_widths=(8, 8, 8, 16),
+    head_width=4,
+    prompt_hidden=(8, 8, 8, 8, 8),
+    cross_patch_widths=(4, 4, 8, 8, 8),
+)
 
+
+@pytest.mark.parametrize("preset", ["tiny", WITH_FEATURES_AT_FULL_SIZE], ids=["tiny", "narrow base"])
 @pytest.mark.parametrize("encoder", ["rest", "unet"])
 @pytest.mark.parametrize("prompt", ["psap", "rff"])
 @pytest.mark.parametrize("frame", ["own", "neighbour"])
 @pytest.mark.parametrize("batch", [1, 2])
-def test_shapes(encoder, prompt, frame, batch):
+def test_shapes(preset, encoder, prompt, frame, batch):
     torch.manual_seed(0)
-    network = build("tiny", encoder=encoder, prompt=prompt, cross_patch_frame=frame).eval()
+    network = build(preset, encoder=encoder, prompt=prompt, cross_patch_frame=frame).eval()
+    widths = network.config.skip_widths
     image = torch.rand(batch, 1, 64, 64, 64)
     prompts = prompt_maps([(30, 30, 30)], [(5, 60, 7)], None, (64, 64, 64))[None].repeat(batch, 1, 1, 1, 1)
     with torch.no_grad():
         features = network.encode(image)
-        assert [tuple(f.shape[1:]) for f in features] == [(16, *(16,) * 3), (16, 8, 8, 8), (16, 4, 4, 4), (32, 2, 2, 2)]
+        assert [tuple(f.shape[1:]) for f in features] == [(w, n, n, n) for w, n in zip(widths, (16, 8, 4, 2))]
         logits = network.decode(features, prompts)
         assert logits.shape == (batch, 1, 64, 64, 64)
         assert network.propose(image, image, image, torch.zeros(batch, 3, dtype=int)).shape == (batch, 1, 64, 64, 64)
@@ -34,8 +48,8 @@ def test_shapes(encoder, prompt, frame, batch):
 
 
 def test_presets():
-    assert PRESETS["base"].widths == (96, 192, 384, 768) and PRESETS["base"].decoder_width == 256
-    assert PRESETS["small"].widths == (24, 48, 96, 192) and PRESETS["tiny"].widths == (16, 32, 64, 128)
+    assert PRESETS["base"].widths == (96, 192, 384, 768) and PRESETS["base"].decoder_widths == (256,) * 4 + (128,)
+    assert PRESETS["base"].prompt_resize == "linear" and PRESETS["base"].cross_patch_scale == 1  # the paper's
     assert all(p.blocks == (1, 2, 6, 2) for p in PRESETS.values())
     assert {n: p.cross_patch_frame for n, p in PRESETS.items()} == {
         "base": "own", "small": "neighbour", "tiny": "neighbour"
@@ -43,8 +57,55 @@ def test_presets():
     assert NetworkConfig.from_dict(PRESETS["small"].as_dict()) == PRESETS["small"]
 
 
+def test_a_configuration_with_one_decoder_width():
+    """As version 0.1 stored it: a half for the skips and the last stage, a quarter for the head."""
+    base = PRESETS["base"].as_dict()
+    old = {k: v for k, v in base.items() if k not in ("decoder_widths", "skip_widths", "head_width")}
+    assert NetworkConfig.from_dict(old | {"decoder_width": 256, "prompt_hidden": 128}) == PRESETS["base"]
+
+
+def test_packaged_sizes():
+    """In half precision `tiny` must not be larger than 6 MB."""
+    assert sum(p.numel() for p in build("tiny").parameters()) * 2 < 6e6
+
+
+def test_logits_of_sub_voxels_take_their_places():
+    x = torch.arange(2 * 8 * 2 * 3 * 4).view(2, 8, 2, 3, 4)
+    logits = _sub_voxels(x)
+    assert logits.shape == (2, 1, 4, 6, 8)
+    for patch, z, y, x_ in itertools.product(range(2), range(4), range(6), range(8)):
+        channel = 4 * (z % 2) + 2 * (y % 2) + x_ % 2
+        assert logits[patch, 0, z, y, x_] == x[patch, channel, z // 2, y // 2, x_ // 2]
+
+
+def test_a_click_between_the_samples_is_seen_at_every_size():
+    """Linear resizing looks at two voxels an axis only; the maximum never loses the click, nor its place."""
+    clicks = click_map([(0, 32, 63)], (64, 64, 64))[None, None]
+    for size in (32, 16, 8, 4, 2):
+        coarse = shrink_by_maximum(clicks, (size,) * 3)
+        assert coarse.max() == 1 and coarse[0, 0, 0, size // 2, size - 1] == 1
+        assert torch.equal(coarse, F.max_pool3d(clicks, 64 // size))
+
+
+def test_a_coarse_p_sees_means_and_answers_at_full_size():
+    torch.manual_seed(0)
+    prompter = CrossPatchPrompter((4, 4, 4), scale=2).eval()
+    image, mask, neighbour = (torch.rand(1, 1, 32, 32, 32) for _ in range(3))
+    with torch.no_grad():
+        coarse = prompter.unet(torch.cat([F.avg_pool3d(v, 2) for v in (image, mask, neighbour)], dim=1))
+        expected = F.interpolate(coarse, scale_factor=2, mode="trilinear")
+        assert torch.allclose(prompter(image, mask, neighbour), expected, atol=1e-6)
+
+
 @pytest.mark.parametrize(
-    ("argument", "value"), [("preset", "huge"), ("encoder", "vit"), ("prompt", "text"), ("cross_patch_frame", "world")]
+    ("argument", "value"),
+    [
+        ("preset", "huge"),
+        ("encoder", "vit"),
+        ("prompt", "text"),
+        ("prompt_resize", "cubic"),
+        ("cross_patch_frame", "world"),
+    ],
 )
 def test_unknown_choice(argument, value):
     with pytest.raises(ValueError, match=f"{argument} must be .*{value}"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, resize
+from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, instance_norm
 
 
 class PromptedBlock(nn.Module):
@@ -34,9 +34,14 @@ class Decoder(nn.Module):
     """Features and prompts to the logits of the mask.
 
     Args:
-        width: channels into the first four stages; half of it into the fifth, a quarter into the head.
-        modulation: makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
-        resize_prompts: whether prompts are brought to each stage's size before its block sees them.
+        widths: channels into the five stages, the coarsest first.
+        skips: channels of the features at 1/4, 1/8, 1/16 and 1/32, which are a part of those.
+        head_width: channels at full size, from which a convolution makes the logits (the paper's way). With 0 there are
+            none: a convolution at half size makes the logits of the 2 x 2 x 2 voxels in each of its own (sub-voxel
+            convolution, Shi et al. 2016), as work at full size would cost a narrow network more than all below.
+        modulations: of each stage, makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
+        resize_prompts: brings prompts to a stage's size before its block sees them; None where blocks want them whole.
+        centred: whether features, and what is upscaled, are brought to mean 0 and variance 1 a channel first.
 
     Attributes:
         plain: call every layer as it stands also where no gradient is wanted.
@@ -44,27 +49,48 @@ class Decoder(nn.Module):
 
     plain = False
 
-    def __init__(self, width: int, modulation: Callable[[int], nn.Module], resize_prompts: bool = True):
+    def __init__(self, widths, skips, head_width: int, modulations: Sequence[Callable], resize_prompts, centred: bool):
         super().__init__()
-        self.resize_prompts = resize_prompts
-        ins, outs = [width] * 4 + [width // 2], [width // 2] * 4 + [width // 4]
-        self.blocks = nn.ModuleList(PromptedBlock(channels, modulation) for channels in ins)
-        self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(ins, outs))
-        self.head = Conv3d(outs[-1], 1, 3, padding=1)
+        self.resize_prompts, self.centred = resize_prompts, centred
+        outs = [width - skip for width, skip in zip(widths[1:], (*skips[-2::-1], 0))]
+        if head_width:
+            outs.append(head_width)
+            self.head = Conv3d(head_width, 1, 3, padding=1)
+        else:
+            self.last_norm = ChannelLayerNorm(widths[-1])
+            self.head = Conv3d(widths[-1], 8, 3, padding=1)
+        self.blocks = nn.ModuleList(map(PromptedBlock, widths, modulations))
+        self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(widths, outs))
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
-        *skips, x = features
-        for stage, block in enumerate(self.blocks):
-            x = block(x, resize(prompts, x.shape[2:]) if self.resize_prompts else prompts)
+        *skips, x = map(instance_norm, features) if self.centred else features
+        for stage, (block, own) in enumerate(zip(self.blocks, self._prompts(prompts, x.shape[2:]))):
+            x = block(x, own)
             if stage < len(self.blocks) - 1:
-                x = self.upscales[stage](x)
+                x = self.upscales[stage](instance_norm(x) if self.centred else x)
             if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
                 x = torch.cat([x, skips.pop()], dim=1)
+        if len(self.upscales) < len(self.blocks):
+            return _sub_voxels(self.head(F.gelu(self.last_norm(x))))
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))
         return _upscale_and_head(x, self.upscales[-1], self.head)
+
+    def _prompts(self, prompts: Tensor, coarsest) -> list[Tensor]:
+        """The prompts as each stage wants them, (B, 3, ...) in turn from the size `coarsest` on."""
+        if self.resize_prompts is None:
+            return [prompts] * len(self.blocks)
+        sizes = [[n * 2**stage for n in coarsest] for stage in range(len(self.blocks))]
+        return [self.resize_prompts(prompts, size) for size in sizes]
+
+
+def _sub_voxels(x: Tensor) -> Tensor:
+    """(B, 8, D, H, W) to (B, 1, 2D, 2H, 2W): the channels are the voxels of a 2 x 2 x 2 cube, z slowest."""
+    batch, _, depth, height, width = x.shape
+    cubes = x.view(batch, 2, 2, 2, depth, height, width).permute(0, 4, 1, 5, 2, 6, 3)  # (B, D, 2, H, 2, W, 2)
+    return cubes.reshape(batch, 1, 2 * depth, 2 * height, 2 * width)
 
 
 _MANY_CHANNELS = 16  # of the head; a CPU's cache holds fewer ones anyway

@@ -43,6 +43,7 @@ log = logging.getLogger(__name__)
 
 KEPT_STATES = 2
 P_EPSILON = 1e-15
+CALIBRATION_STEPS = 16  # whose images give a fresh network the statistics of its batch norm
 FEEDBACK_PASSES = 2  # of a session, for weights that were trained with feedback
 
 
@@ -165,6 +166,8 @@ class Run:
         self.steps = max(1, round(config.epochs * self.pairs_per_epoch / self.pairs))
         self.step = 0
         self.network = _network(config, initial).to(self.device, memory_format=torch.channels_last_3d)
+        if initial is None and config.frozen_statistics:
+            _calibrate(self.network, _Steps(sources, config, 0, self.pairs))
         _set_trainable(self.network, config)
         alone = config.trainable == "cross_patch"
         self._train_step = train_step_true_masks if alone else train_step
@@ -172,7 +175,7 @@ class Run:
         if processes.count() > 1:
             # With random Fourier features, the token for "no click" is never used: round 1 has one already.
             self.pair_network = DistributedDataParallel(
-                self.pair_network, find_unused_parameters=config.prompt == "rff"
+                self.pair_network, find_unused_parameters=self.network.config.prompt == "rff"
             )
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(self.network), config.learning_rate, config.betas, weight_decay=config.weight_decay
@@ -273,7 +276,7 @@ class Run:
         volumes = [volume for source in self.sources for volume in source.volumes]
         training = {**dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
         notes = {**self.notes, "data": sorted({volume.name for volume in volumes}), "training": training}
-        version = f"{self.config.preset}-step{self.step}"
+        version = f"{self.config.preset or 'trained'}-step{self.step}"
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
         feedback = FEEDBACK_PASSES if self.config.feedback else 0
         content = checkpoint.Checkpoint(
@@ -338,17 +341,46 @@ def epoch_order(sources: Sequence[Source], config: TrainingConfig, epoch: int) -
 
 def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
     torch.manual_seed(config.seed)
+    if config.preset is None:
+        if initial is None:
+            raise ValueError("preset must be given where there are no initial weights, got None")
+        return _checked_window(initial, config).network
     network = build(
         config.preset, encoder=config.encoder, prompt=config.prompt, cross_patch_frame=config.cross_patch_frame
     )
     if initial is None:
         return network
-    if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):
+    if initial.network.config != network.config:
         raise ValueError(
-            f"initial weights {initial.version} must have the run's network and HU window {config.hu_window}, "
-            f"they have {initial.network.config} and {initial.hu_window}"
+            f"initial weights {initial.version} must have the run's network {network.config}, "
+            f"they have {initial.network.config}"
         )
-    return initial.network
+    return _checked_window(initial, config).network
+
+
+def _checked_window(initial: checkpoint.Checkpoint, config: TrainingConfig) -> checkpoint.Checkpoint:
+    if initial.hu_window != config.hu_window:
+        raise ValueError(
+            f"initial weights {initial.version} must have the run's HU window {config.hu_window}, "
+            f"they have {initial.hu_window}"
+        )
+    return initial
+
+
+def _calibrate(network: nn.Module, steps: _Steps) -> None:
+    """Gives the stem's batch norms the statistics of the images of the first steps."""
+    device = next(network.parameters()).device
+    norms = [module for module in network.encoder.modules() if isinstance(module, nn.BatchNorm3d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # a plain mean over all that it sees
+    network.train()
+    with torch.no_grad():
+        for step in range(CALIBRATION_STEPS if norms else 0):
+            for batch in steps[step]:
+                network.encode(batch.image.to(device, memory_format=torch.channels_last_3d))
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
 
 
 def _parameter_groups(network: nn.Module) -> list[dict]:
