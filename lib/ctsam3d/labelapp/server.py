@@ -64,7 +64,7 @@ def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions
         raise ValueError(
             "MONAI_LABEL_AUTH_ENABLE must not be set: MONAI Label 0.8.5 lets nobody in; use --conf token_file PATH"
         )
-    own_process(engine.close)
+    own_process(engine.close, tokens=bool(conf.token_file))
     # The old one has been asked for the app, and waits; from the next request on it hands everything to the new one.
     module.app.middleware_stack = make_application(app, conf, engine, versions)
 
