@@ -71,7 +71,7 @@ def test_where_a_training_starts_and_what_it_draws_from(labelled):
     assert (len(others), rest) == (len(REPLAY), pytest.approx(0.3))
     base = checkpoint.load(labelled.versions.base_path)
     assert initial.sha256 == base.sha256 and config.hu_window == base.hu_window
-    assert (config.preset, config.trainable, config.frozen_statistics) == ("tiny", "decoder", True)
+    assert (config.preset, config.trainable, config.frozen_statistics) == (None, "decoder", True)  # its own network
     assert (config.epochs, config.learning_rate, config.batch_size, config.schedule) == (10, 1e-4, 2, "cosine")
 
 

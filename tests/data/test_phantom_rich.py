@@ -6,7 +6,8 @@ import pytest
 from ctsam3d.data.io import read_case
 from ctsam3d.data.labels import NAMES, VALUE_OF
 from ctsam3d.data.phantom_limbs import LIMB_REGIONS_MM
-from ctsam3d.data.phantom_rich import LEAST_VOXELS, MOST_LABELS, Palette, label_the_rest
+from ctsam3d.data.phantom_materials import Material
+from ctsam3d.data.phantom_rich import LEAST_VOXELS, METAL_HU, MOST_LABELS, Palette, label_the_rest, paint_implants
 from ctsam3d.data.phantom_scanner import Scanner, narrowed, render
 from ctsam3d.data.phantoms import make_limb_phantom, make_phantom, write_phantom_case
 
@@ -54,27 +55,25 @@ def test_without_the_option_nothing_changes(trunk):
 
 @pytest.mark.parametrize("region", ["trunk", "abdomen", "chest", "pelvis"])
 def test_nearly_all_is_labelled_and_each_label_is_large_enough(region):
-    for seed in (2010, 2011):
-        phantom = make_phantom(seed, SPACING_MM, region, rich=True)
-        voxels = np.bincount(phantom.labels_ijk.ravel())[1:]
-        assert voxels[voxels > 0].min() >= LEAST_VOXELS
-        assert len(phantom.names) <= MOST_LABELS and len(set(phantom.names)) == len(phantom.names)
-        assert phantom.names[: len(NAMES)] == NAMES
-        assert labelled_share(phantom) > 0.9
+    phantom = make_phantom(2010, SPACING_MM, region, rich=True)
+    voxels = np.bincount(phantom.labels_ijk.ravel())[1:]
+    assert voxels[voxels > 0].min() >= LEAST_VOXELS
+    assert len(phantom.names) <= MOST_LABELS and len(set(phantom.names)) == len(phantom.names)
+    assert phantom.names[: len(NAMES)] == NAMES
+    assert labelled_share(phantom) > 0.9
 
 
 def test_what_no_class_holds_has_a_label(trunk):
     found = masks(trunk)
-    assert {"skin", "disc_1", "spinal_canal", "sternum", "soft_tissue_1"} <= set(found)
-    assert any(name.endswith("vein_left") for name in found) and any("lesion" in name for name in found)
+    assert {"skin", "spinal_canal", "sternum", "soft_tissue_1"} <= set(found)
+    assert {"superior_mesenteric_artery", "renal_vein_left"} & set(found)
+    assert any("lesion" in name for name in found)
 
 
 def test_parts_are_labelled_apart_the_largest_first():
     class Painted:
         labels = np.zeros((20, 20, 20), np.uint8)
         materials = np.zeros((20, 20, 20), np.uint8)
-
-    from ctsam3d.data.phantom_materials import Material
 
     Painted.materials[:5, :5, :5] = Material.DISC  # 125 voxels
     Painted.materials[10:16, :6, :6] = Material.DISC  # 216
@@ -96,11 +95,25 @@ def test_a_palette_that_is_full_gives_no_label():
     assert palette.material(40, 1, 2) == 1 and palette.table[1] == (40.0, 1.0, 2.0)
 
 
-def test_some_have_metal_with_streaks():
-    phantoms = [make_phantom(seed, SPACING_MM, "pelvis", rich=True) for seed in range(2000, 2012)]
-    metal = [p for p in phantoms if any("implant" in name or name == "screws" for name in masks(p))]
-    assert 1 <= len(metal) < len(phantoms)
-    assert any(p.volume.array_ijk.max() > 2000 for p in metal)
+def test_a_quarter_has_metal_of_all_kinds():
+    class Recorder:
+        materials = np.full((4, 4, 4), Material.FAT_VISCERAL, np.uint8)
+        position = np.indices((4, 4, 4)).astype(np.float32) * 10
+
+        def paint(self, shapes, label, material, *_):
+            self.metal = material
+
+    kinds, without = set(), 0
+    for seed in range(60):
+        canvas, palette = Recorder(), Palette([(0.0, 0.0, 0.0)])
+        paint_implants(canvas, palette, np.random.default_rng(seed))
+        if len(palette.table) == 1:
+            without += 1
+            continue
+        assert METAL_HU[0] <= palette.table[canvas.metal][0] <= METAL_HU[1]
+        kinds.add(tuple(sorted(palette.names[len(NAMES) :])))
+    assert 34 < without < 54
+    assert kinds == {("hip_implant_left",), ("hip_implant_right",), ("rod", "screws"), ()}
 
 
 def test_written_names_are_those_of_the_phantom(tmp_path, trunk):
@@ -115,8 +128,8 @@ def test_written_names_are_those_of_the_phantom(tmp_path, trunk):
 
 @pytest.mark.parametrize("region", sorted(LIMB_REGIONS_MM))
 def test_limbs_are_labelled_everywhere(region):
-    phantom = make_limb_phantom(4, (2.5, 2.5, 3.0), region)
-    assert same(phantom, make_limb_phantom(4, (2.5, 2.5, 3.0), region))
+    phantom = make_limb_phantom(4, (3.0, 3.0, 3.0), region)
+    assert same(phantom, make_limb_phantom(4, (3.0, 3.0, 3.0), region))
     assert labelled_share(phantom) > 0.97
     assert {"skin", "subcutaneous_fat"} <= set(masks(phantom))
     voxels = np.bincount(phantom.labels_ijk.ravel())[1:]
@@ -136,7 +149,7 @@ def whole(region, names):
 def test_bones_lie_on_their_sides_with_marrow_in_them():
     phantom, found = whole("thighs", ("femur_left", "femur_right"))
     x_mm = {
-        side: phantom.volume.affine_ras_mm[0, 3] + 3 * np.argwhere(found[f"femur_{side}"])[:, 0].mean()
+        side: phantom.volume.affine_ras_mm[0, 3] + 4 * np.argwhere(found[f"femur_{side}"])[:, 0].mean()
         for side in ("left", "right")
     }
     assert x_mm["left"] < 0 < x_mm["right"]  # the anatomical x of phantoms runs to the Right

@@ -193,16 +193,15 @@ def _paint_bundles(canvas: Canvas, palette: Palette, limb: Limb, fat_mm: float, 
 # ---- bones -------------------------------------------------------------------------------------------------------
 
 
-def _paint_long_bone(canvas, palette, label, path, cortex_mm, ends: list[Shape], core: list[Shape], rng) -> None:
-    """A shaft along `path` (n, 4) with marrow in it, thick ends of spongy bone, gristle around the ends."""
-    canvas.paint(ends, palette.label("joint_cartilage"), M.SOFT, rough_mm=(0.2, 0.4))
+def _paint_long_bone(canvas, palette, label, path, cortex_mm, ends: list[Shape], rng) -> None:
+    """A shaft along `path` (n, 4) with marrow in it, and thick ends of spongy bone."""
     rough = (0.4 * rng.choice((-1, 1)), 0.3)
-    canvas.paint([*tube(path), *core], label, M.BONE_CORTICAL, rough_mm=rough)
-    canvas.paint(core_shrunk(core), label, M.BONE_SPONGY, (M.BONE_CORTICAL,), rough)
+    canvas.paint([*tube(path), *ends], label, M.BONE_CORTICAL, rough_mm=rough)
+    canvas.paint(_inside_cortex(ends), label, M.BONE_SPONGY, (M.BONE_CORTICAL,), rough)
     canvas.paint(tube(path, cortex_mm), label, palette.marrow, (M.BONE_CORTICAL, M.BONE_SPONGY), rough)
 
 
-def core_shrunk(shapes: list[Shape], by_mm: float = 1.8) -> list[Shape]:
+def _inside_cortex(shapes: list[Shape], by_mm: float = 1.8) -> list[Shape]:
     """The same solids inside their cortex."""
     return [Shape(s.low_mm, s.high_mm, lambda x, y, z, s=s: s.distance(x, y, z) + np.float32(by_mm)) for s in shapes]
 
@@ -219,12 +218,12 @@ def _paint_thigh_bones(canvas: Canvas, palette: Palette, limb: Limb, rng: np.ran
     gristle = [ellipsoid(np.add(knee, [d * 23 * size, -8, -1]), size * np.array([20.5, 31, 27])) for d in (-1, 1)]
     canvas.paint(gristle, palette.label("joint_cartilage"), M.SOFT)
     canvas.paint(plateau, palette.label(f"tibia_{limb.side}"), M.BONE_CORTICAL, rough_mm=(0.3, 0.3))
-    canvas.paint(core_shrunk(plateau), palette.label(f"tibia_{limb.side}"), M.BONE_SPONGY, (M.BONE_CORTICAL,))
+    canvas.paint(_inside_cortex(plateau), palette.label(f"tibia_{limb.side}"), M.BONE_SPONGY, (M.BONE_CORTICAL,))
     label = VALUE_OF[f"femur_{limb.side}"]
-    _paint_long_bone(canvas, palette, label, path, rng.uniform(4, 7), [], [*condyles, neck], rng)
+    _paint_long_bone(canvas, palette, label, path, rng.uniform(4, 7), [*condyles, neck], rng)
     patella = [ellipsoid(np.add(knee, [0, 34 * size, 12]), size * np.array([20, 9, 21]))]
     canvas.paint(patella, palette.label(f"patella_{limb.side}"), M.BONE_CORTICAL, rough_mm=(0.2 * sign, 0.3))
-    canvas.paint(core_shrunk(patella), palette.label(f"patella_{limb.side}"), M.BONE_SPONGY, (M.BONE_CORTICAL,))
+    canvas.paint(_inside_cortex(patella), palette.label(f"patella_{limb.side}"), M.BONE_SPONGY, (M.BONE_CORTICAL,))
 
 
 def _paint_lower_bones(canvas: Canvas, palette: Palette, limb: Limb, rng: np.random.Generator) -> None:
@@ -237,14 +236,14 @@ def _paint_lower_bones(canvas: Canvas, palette: Palette, limb: Limb, rng: np.ran
     canvas.paint([ellipsoid(np.add(knee, [0, -2, 18 * size]), size * np.array([40, 28, 12]))],
                  palette.label("joint_cartilage"), M.SOFT)  # fmt: skip
     tibia = palette.label(f"tibia_{limb.side}")
-    _paint_long_bone(canvas, palette, tibia, path, rng.uniform(3.5, 6), [], plateau, rng)
+    _paint_long_bone(canvas, palette, tibia, path, rng.uniform(3.5, 6), plateau, rng)
     outer = [limb.place(z, 0.45 * sign, -0.05) for z in (-5, 90, 200, 290, 322)]
     path = smooth_path(np.column_stack([outer, size * np.array([9, 6, 6, 6.5, 10])]), 8)[0]
     head = [ellipsoid(outer[-1], size * np.full(3, 11.0))]
-    _paint_long_bone(canvas, palette, palette.label(f"fibula_{limb.side}"), path, rng.uniform(2, 3.5), [], head, rng)
+    _paint_long_bone(canvas, palette, palette.label(f"fibula_{limb.side}"), path, rng.uniform(2, 3.5), head, rng)
     femur = [ellipsoid(np.add(knee, [d * 22 * size, -6, 42 * size]), size * np.array([17, 27, 22])) for d in (-1, 1)]
     canvas.paint(femur, VALUE_OF[f"femur_{limb.side}"], M.BONE_CORTICAL, rough_mm=(0.3, 0.3))
-    canvas.paint(core_shrunk(femur), VALUE_OF[f"femur_{limb.side}"], M.BONE_SPONGY, (M.BONE_CORTICAL,))
+    canvas.paint(_inside_cortex(femur), VALUE_OF[f"femur_{limb.side}"], M.BONE_SPONGY, (M.BONE_CORTICAL,))
 
 
 def _paint_arm_bones(canvas: Canvas, palette: Palette, limb: Limb, rng: np.random.Generator) -> None:
@@ -259,9 +258,9 @@ def _paint_arm_bones(canvas: Canvas, palette: Palette, limb: Limb, rng: np.rando
              capsule(head - [60, 42, -4], np.add(head, [0, -12, 30]), 5, 8)]  # fmt: skip
     label = VALUE_OF["scapula_right"]
     canvas.paint(blade, label, M.BONE_CORTICAL, rough_mm=(0.3, 0.3))
-    canvas.paint(core_shrunk(blade), label, M.BONE_SPONGY, (M.BONE_CORTICAL,))
+    canvas.paint(_inside_cortex(blade), label, M.BONE_SPONGY, (M.BONE_CORTICAL,))
     ball = [ellipsoid(head, size * np.full(3, 23.0)), capsule(head, shaft[-1], 20 * size, 18 * size)]
-    _paint_long_bone(canvas, palette, VALUE_OF["humerus_right"], path, rng.uniform(3, 5), [], ball, rng)
+    _paint_long_bone(canvas, palette, VALUE_OF["humerus_right"], path, rng.uniform(3, 5), ball, rng)
 
 
 _BONES = {"thighs": _paint_thigh_bones, "lower_legs": _paint_lower_bones, "arm": _paint_arm_bones}
