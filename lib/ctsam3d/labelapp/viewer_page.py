@@ -30,7 +30,7 @@ from ctsam3d.labelapp.requests import ReplyOptions, RequestError
 from ctsam3d.volume import Volume
 
 FOLDER = Path(__file__).parent / "viewer"
-NIIVUE = FOLDER / "node_modules" / "@niivue" / "niivue" / "dist" / "index.min.js"
+NIIVUE = FOLDER / "node_modules" / "@niivue" / "niivue" / "dist" / "index.js"
 NIIVUE_NAME = "niivue.js"
 _KINDS = {".html": "text/html", ".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml"}
 # Pages cannot be told to load or send anything elsewhere, whatever a scan's or a structure's name holds. The script of
@@ -75,10 +75,11 @@ def _add_studies(router: APIRouter, app: MONAILabelApp, engine: ClickEngine, max
 
     @router.get("/study")
     def study(person: Annotator, image: str):
-        """The grid of a scan as clicks on it are understood: voxels (I, J, K), and the affine to RAS mm. The server
-        has then read it, and the first click does not wait for that."""
+        """The grid of a scan as clicks on it are understood, voxels (I, J, K) and affine to RAS mm, and whether it has
+        a final label. The server has then read it, and the first click does not wait for that."""
         volume = engine.image(datastore_image(app, image), image).volume
-        return {"shape": list(volume.shape_ijk), "affine": volume.affine_ras_mm.tolist()}
+        final = image in app.datastore().get_labeled_images()
+        return {"shape": list(volume.shape_ijk), "affine": volume.affine_ras_mm.tolist(), "final": final}
 
     @router.get("/label")
     def label(person: Annotator, image: str, background_tasks: BackgroundTasks):

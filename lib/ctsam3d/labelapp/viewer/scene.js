@@ -20,7 +20,8 @@ export class Scene {
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.75, 1, 0.75],
-      crosshairWidth: 1,
+      crosshairWidth: 0.12,
+      crosshairWidthUnit: "percent",
       crosshairGap: 12,
       show3Dcrosshair: true,
       fontColor: [0.75, 0.8, 0.86, 1],
@@ -53,12 +54,7 @@ export class Scene {
   async start() {
     await this.nv.attachToCanvas(this.canvas);
     this.nv.setSliceType(SLICE_TYPE.MULTIPLANAR);
-    const drawScene = this.nv.drawScene.bind(this.nv);
-    this.nv.drawScene = (...all) => {
-      const result = drawScene(...all);
-      this.#drawMarks();
-      return result;
-    };
+    this.#drawOncePerFrame();
     const drawImage3D = this.nv.drawImage3D.bind(this.nv);
     this.nv.drawImage3D = (...all) => this.#withFaintBody(() => drawImage3D(...all));
     this.nv.onLocationChange = () => this.#moved();
@@ -106,9 +102,22 @@ export class Scene {
   setColours(structures, opacity) {
     const lut = new Uint8ClampedArray(256 * 4);
     for (const { value, colour } of structures) lut.set([...colour, 255], 4 * value);
-    this.nv.drawLut = { lut, labels: [] };
+    if (lut.join() !== this.nv.drawLut.lut.join()) {
+      this.nv.drawLut = { lut, labels: [] };
+      this.nv.refreshColormaps();
+    }
     this.nv.drawOpacity = opacity;
-    if (this.volume) this.nv.updateGLVolume();
+    this.nv.drawScene();
+  }
+
+  /** Whether the 3D view is drawn, which is slow without a graphics card. */
+  set with3D(shown) {
+    this.nv.opts.multiplanarShowRender = shown ? SHOW_RENDER.ALWAYS : SHOW_RENDER.NEVER;
+    this.nv.drawScene();
+  }
+
+  get with3D() {
+    return this.nv.opts.multiplanarShowRender === SHOW_RENDER.ALWAYS;
   }
 
   /** Draws a box of file voxels of the label map anew. */
@@ -183,6 +192,21 @@ export class Scene {
     pan[3] = Math.min(12, Math.max(1, pan[3] * factor));
     if (pan[3] === 1) pan[0] = pan[1] = pan[2] = 0;
     this.nv.drawScene();
+  }
+
+  /** One click asks for several drawings, each of which takes as long as the graphics card needs. */
+  #drawOncePerFrame() {
+    const drawScene = this.nv.drawScene.bind(this.nv);
+    let asked = false;
+    this.nv.drawScene = () => {
+      if (asked) return;
+      asked = true;
+      requestAnimationFrame(() => {
+        asked = false;
+        drawScene();
+        this.#drawMarks();
+      });
+    };
   }
 
   #listen() {

@@ -89,14 +89,9 @@ export async function segment(image, { name, named, positive, negative, expand }
   return boxed(await reply.formData());
 }
 
-/** The final label of a scan, or null: { labels, box, reply }. */
+/** The final label of a scan: { labels, box, reply }. */
 export async function finalLabel(image) {
-  try {
-    return await boxed(await (await ask("viewer/label", { image })).formData());
-  } catch (error) {
-    if (error.status === 404) return null;
-    throw error;
-  }
+  return boxed(await (await ask("viewer/label", { image })).formData());
 }
 
 async function boxed(form) {

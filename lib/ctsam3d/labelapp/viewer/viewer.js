@@ -88,11 +88,8 @@ async function show(image) {
   try {
     waiting(`Loading ${image} …`);
     const progress = (share) => opening.signal.aborted || waiting(`Loading ${image} … ${Math.round(100 * share)} %`);
-    const [grid, file, saved] = await Promise.all([
-      server.grid(image),
-      server.scan(image, progress, opening.signal),
-      server.finalLabel(image),
-    ]);
+    const [grid, file] = await Promise.all([server.grid(image), server.scan(image, progress, opening.signal)]);
+    const saved = grid.final ? await server.finalLabel(image) : null;
     if (opening.signal.aborted) return;
     await scene.show(file.name, file.buffer, state.window);
     if (opening.signal.aborted) return;
@@ -363,6 +360,7 @@ const KEYS = {
   n: () => state.grid && click(scene.crosshairIjk, false),
   e: () => press("expand"),
   m: toggleMasks,
+  v: () => (scene.with3D = !scene.with3D),
   x: () => press("next"),
   1: () => windowOf(0),
   2: () => windowOf(1),
