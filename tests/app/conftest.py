@@ -104,8 +104,10 @@ def copy_app(work: Path, more: str = "") -> Path:
     return folder
 
 
-def start(studies: Path, work: Path, port: int, *arguments: str, more: str = "") -> subprocess.Popen:
-    """``monailabel start_server --app work/app --studies DIR``, in a folder of its own."""
+def start(
+    studies: Path, work: Path, port: int, *arguments: str, more: str = "", host: str = "127.0.0.1"
+) -> subprocess.Popen:
+    """``monailabel start_server --app work/app --studies DIR``, in a folder of its own; `host` "": none is said."""
     environment = {
         **os.environ,
         "TMPDIR": str(work / "tmp"),
@@ -114,7 +116,7 @@ def start(studies: Path, work: Path, port: int, *arguments: str, more: str = "")
     }
     (work / "tmp").mkdir(parents=True, exist_ok=True)
     command = [sys.executable, "-m", "monailabel.main", "start_server", "--app", str(copy_app(work, more))]
-    command += ["--studies", str(studies), "--host", "127.0.0.1", "--port", str(port), *arguments]
+    command += ["--studies", str(studies), "--port", str(port), *(["--host", host] if host else []), *arguments]
     with open(work / "server.log", "wb") as log:
         return subprocess.Popen(command, cwd=work, env=environment, stdout=log, stderr=subprocess.STDOUT)
 
@@ -123,9 +125,9 @@ def wait_until_up(process: subprocess.Popen, url: str, log: Path) -> None:
     end = time.monotonic() + START_SECONDS
     while time.monotonic() < end and process.poll() is None:
         try:
-            if requests.get(f"{url}/info/", timeout=5).ok:
-                return
-        except requests.ConnectionError:
+            requests.get(f"{url}/healthz", timeout=5)  # also a refusal is an answer
+            return
+        except requests.RequestException:
             time.sleep(0.5)
     pytest.fail(f"the server did not start:\n{log.read_text()[-4000:]}")
 

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import requests
 
-_START_SECONDS = 180
+_START_SECONDS = 600  # 15 on an idle machine
+_LOG_CHARACTERS = 3000
 _NOT_THE_APP = shutil.ignore_patterns("model", "logs", "lib", "bin", "__pycache__")  # what a server writes beside it
 
 
@@ -84,7 +85,7 @@ def wait_until_up(process: subprocess.Popen, url: str, log: str | os.PathLike) -
     """Returns when the server answers.
 
     Raises:
-        RuntimeError: it has ended, or does not answer within three minutes.
+        RuntimeError: it has ended, or does not answer within ten minutes.
     """
     end = time.monotonic() + _START_SECONDS
     while time.monotonic() < end and process.poll() is None:
@@ -92,4 +93,5 @@ def wait_until_up(process: subprocess.Popen, url: str, log: str | os.PathLike) -
             requests.get(f"{url}/healthz", timeout=10)  # also a refusal is an answer
             return
         time.sleep(0.5)
-    raise RuntimeError(f"the server did not start, see {log}")
+    said = Path(log).read_text(encoding="utf-8", errors="replace")[-_LOG_CHARACTERS:]
+    raise RuntimeError(f"the server did not start; its status is {process.poll()}, and its last words are\n{said}")

@@ -16,7 +16,7 @@ import signal
 import sys
 import tempfile
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import anyio.to_thread
@@ -76,7 +76,7 @@ def own_process(close: Callable[[], None]) -> None:
             raise RuntimeError("--host must be given, as the server that will listen is none that this app knows")
         server.config.host = LOCAL
     Scratch().use()
-    share_log_file()
+    share_log_file(map(logging.getLogger, ["", *(f"task_{task}" for task in _TASKS)]))
     with contextlib.suppress(RuntimeError):  # there is no event loop
         anyio.to_thread.current_default_thread_limiter().total_tokens = _THREADS
     if server is not None:
@@ -159,11 +159,10 @@ class _Format(logging.Formatter):
         return record.getMessage() if record.name.startswith("task_") else super().format(record)
 
 
-def share_log_file() -> None:
+def share_log_file(logs: Iterable[logging.Logger]) -> None:
     """One handler for each log file: two that rotate the same file would cut each other's lines off."""
     shared: dict[str, logging.handlers.RotatingFileHandler] = {}
-    names = ["", *(f"task_{task}" for task in _TASKS)]
-    for log in map(logging.getLogger, names):
+    for log in logs:
         for handler in list(log.handlers):
             if isinstance(handler, logging.handlers.RotatingFileHandler):
                 kept = shared.setdefault(handler.baseFilename, handler)

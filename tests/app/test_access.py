@@ -1,0 +1,450 @@
+"""Tokens, roles and signing in: the file, the ways a token comes, and the real server with one."""
+
+import base64
+import json
+import os
+import re
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import psutil
+import pytest
+import requests
+from monailabel.client import MONAILabelClient
+from monailabel.client.client import MONAILabelClientException
+from tests.app import hostile
+from tests.app.conftest import free_port, start, stop, wait_until_up
+
+from ctsam3d.labelapp.access import ADMIN, ANNOTATOR, COOKIE_SECONDS, Tokens, find_person, take_credentials
+from ctsam3d.labelapp.guard import OPEN
+
+CHIEF, READER = "the-chief's".replace("'", "~") + "-token", "reader-token-0123456789"
+
+# ---- the file ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def token_file(tmp_path):
+    path = tmp_path / "tokens"
+    path.write_text(f"# people\nadmin chief {CHIEF}\nannotator reader {READER}  # since May\n\n")
+    path.chmod(0o600)
+    return path
+
+
+def test_whose_token_it_is(token_file):
+    tokens = Tokens(token_file)
+    chief, reader = tokens.person(CHIEF), tokens.person(READER)
+    assert (chief.name, chief.role, reader.name, reader.role) == ("chief", ADMIN, "reader", ANNOTATOR)
+    assert chief.key != reader.key and CHIEF not in chief.key
+    for other in ("", CHIEF[:-1], CHIEF + "x", "chief", "\ud800", "é"):
+        assert tokens.person(other) is None
+
+
+@pytest.mark.parametrize(
+    ("line", "role", "name"),
+    [("abcdefgh", ADMIN, ADMIN), ("annotator abcdefgh", ANNOTATOR, ANNOTATOR), ("admin me abcdefgh", ADMIN, "me")],
+)
+def test_a_line_may_leave_out_name_and_role(tmp_path, line, role, name):
+    (tmp_path / "tokens").write_text(line)
+    person = Tokens(tmp_path / "tokens").person("abcdefgh")
+    assert (person.role, person.name) == (role, name)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "at least one token"),
+        ("# none\n", "at least one token"),
+        ("chief me abcdefgh", "role must be admin or annotator, got 'chief'"),
+        ("admin me short", "at least 8 letters"),
+        ("admin me with/slash", "letters, digits and"),
+        ("admin a b abcdefgh", "got 4 words"),
+        ("admin abcdefgh\nannotator abcdefgh", "each token once"),
+    ],
+)
+def test_a_file_that_cannot_be_used(tmp_path, text, words):
+    (tmp_path / "tokens").write_text(text)
+    with pytest.raises(ValueError, match=words) as caught:
+        Tokens(tmp_path / "tokens")
+    assert "abcdefgh" not in str(caught.value)
+
+
+def test_a_file_that_is_not_there_is_made_for_the_owner_alone(tmp_path):
+    Tokens(tmp_path / "new" / "tokens")
+    path = tmp_path / "new" / "tokens"
+    assert path.stat().st_mode & 0o777 == 0o600
+    found = dict(line.split()[::2] for line in path.read_text().splitlines() if not line.startswith("#"))
+    assert set(found) == {ADMIN, ANNOTATOR} and all(len(token) == 32 for token in found.values())
+    assert Tokens(path).person(found[ADMIN]).role == ADMIN
+
+
+def test_a_changed_file_counts_at_once_and_a_broken_one_not_at_all(token_file):
+    tokens = Tokens(token_file)
+    cookie = tokens.cookie(READER, now=1000)
+    token_file.write_text(f"admin chief {CHIEF}\n")
+    assert tokens.person(READER) is None and tokens.person_of_cookie(cookie, now=1001) is None
+    token_file.write_text("nonsense nonsense nonsense nonsense")
+    assert tokens.person(CHIEF).role == ADMIN
+    token_file.unlink()
+    assert tokens.person(CHIEF).role == ADMIN
+
+
+def test_a_cookie_ends_and_cannot_be_made_longer(token_file):
+    tokens = Tokens(token_file)
+    assert tokens.cookie("unknown-token", now=1000) is None
+    cookie = tokens.cookie(READER, now=1000)
+    assert READER not in cookie
+    assert tokens.person_of_cookie(cookie, now=1000 + COOKIE_SECONDS - 1).name == "reader"
+    assert tokens.person_of_cookie(cookie, now=1000 + COOKIE_SECONDS) is None
+    expiry, _, signature = cookie.partition(".")
+    for forged in (
+        f"{int(expiry) + 1}.{signature}",
+        f"{expiry}.{'0' * 64}",
+        f"{expiry}.",
+        expiry,
+        "",
+        f"-1.{signature}",
+        f"{'9' * 5000}.{signature}",
+        f"٣.{signature}",
+        f"{expiry}.\ud800",
+    ):
+        assert tokens.person_of_cookie(forged, now=1001) is None
+    assert Tokens(token_file).person_of_cookie(cookie, now=1001).name == "reader"  # also after a restart
+
+
+# ---- the request ---------------------------------------------------------------------------------------------------
+
+
+def scope(path="/info/", query="", **headers):
+    return {
+        "path": path,
+        "raw_path": path.encode(),
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode("latin-1")) for name, value in headers.items()],
+    }
+
+
+BASIC = base64.b64encode(f"me:{READER}".encode()).decode()
+
+
+@pytest.mark.parametrize(
+    ("request_scope", "address"),
+    [
+        (scope(authorization=f"Bearer {READER}"), ("/info/", b"")),
+        (scope(authorization=f"bearer  {READER} "), ("/info/", b"")),
+        (scope(authorization=f"Basic {BASIC}"), ("/info/", b"")),
+        (scope(query=f"token={READER}"), ("/info/", b"")),
+        (scope(query=f"image=a%20b&token={READER}&x="), ("/info/", b"image=a+b&x=")),
+        (scope(f"/token/{READER}/info/"), ("/info/", b"")),
+        (scope(f"/token/{READER}"), ("/", b"")),
+        (scope(f"/token/{READER}/", "x=1"), ("/", b"x=1")),
+        (scope(authorization="Bearer undefined", query=f"token={READER}"), ("/info/", b"")),
+        (scope(query=f"token=x&token={READER}"), ("/info/", b"")),
+    ],
+)
+def test_a_token_is_found_and_taken_out_of_the_address(token_file, request_scope, address):
+    found = take_credentials(request_scope)
+    assert find_person(Tokens(token_file), found, now=0).name == "reader"
+    assert (request_scope["path"], request_scope["query_string"]) == address
+    assert READER.encode() not in request_scope["raw_path"] and request_scope["raw_path"].startswith(b"/")
+
+
+@pytest.mark.parametrize(
+    "request_scope",
+    [
+        scope(),
+        scope(authorization="Bearer"),
+        scope(authorization="Bearer wrong"),
+        scope(authorization=READER),
+        scope(authorization=f"Digest {READER}"),
+        scope(authorization="Basic ???"),
+        scope(authorization="Basic " + base64.b64encode(b"\xff\xfe:x").decode()),
+        scope(cookie=f"ctsam3d={READER}"),
+        scope(cookie="ctsam3d=1.x; ctsam3d"),
+        scope(cookie="=;;;\x01"),
+        scope(f"/x/token/{READER}/info/"),
+        scope(f"/token//{READER}/info/"),
+        scope(query=f"Token={READER}"),
+    ],
+)
+def test_what_is_no_token(token_file, request_scope):
+    assert find_person(Tokens(token_file), take_credentials(request_scope), now=0) is None
+
+
+# ---- the real server -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Guarded:
+    """A server that was told a file of tokens and no host."""
+
+    url: str
+    work: Path
+    process: subprocess.Popen
+
+    def get(self, address: str, token: str = READER, **more) -> requests.Response:
+        return self.request("GET", address, token, **more)
+
+    def request(self, method: str, address: str, token: str = "", headers=None, **more) -> requests.Response:
+        headers = {**({"authorization": f"Bearer {token}"} if token else {}), **(headers or {})}
+        more = {"allow_redirects": False, "timeout": 60, **more}
+        return requests.request(method, f"{self.url}{address}", headers=headers, **more)
+
+    def operations(self) -> list[tuple[str, str]]:
+        """Method and address of everything that the server says it has, and of what it does not say."""
+        schema = self.get("/openapi.json").json()
+        said = [(method.upper(), path) for path, found in schema["paths"].items() for method in found]
+        return [*((method, re.sub(r"{[^}]*}", "x", path)) for method, path in said), *UNSAID]
+
+
+UNSAID = [
+    *(("GET", path) for path in ("/", "/docs", "/openapi.json", "/ohif/", "/ohif/app-config.js", "/viewer/")),
+    *(("GET", path) for path in ("/static/favicon.ico", "/favicon.ico", "/proxy/dicom/qido/studies", "/nothing")),
+    ("POST", "/proxy/dicom/wado/studies"),
+    ("POST", "/infer/wsi/x"),
+    ("PUT", "/datastore/"),
+    ("DELETE", "/datastore/"),
+    ("POST", "/train/"),
+    ("OPTIONS", "/info/"),
+    ("HEAD", "/info/"),
+]
+FOR_ADMINS = [
+    ("DELETE", "/datastore/image?id=other"),
+    ("DELETE", "/datastore/?id=other"),
+    ("DELETE", "/datastore/label?id=other&tag=final"),
+    ("POST", "/train/ctsam3d"),
+    ("POST", "/train/"),
+    ("DELETE", "/train/"),
+    ("GET", "/model/ctsam3d"),
+    ("GET", "/model/info/ctsam3d"),
+    ("GET", "/logs/"),
+    ("GET", "/logs/gpu"),
+    ("POST", "/batch/infer/ctsam3d"),
+    ("DELETE", "/batch/infer"),
+    ("POST", "/scoring/"),
+    ("POST", "/scoring/x"),
+    ("DELETE", "/scoring/"),
+]
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    work = tmp_path_factory.mktemp("guarded")
+    studies = work / "studies"
+    studies.mkdir()
+    (studies / "other.nii.gz").write_bytes(hostile.GOOD)
+    tokens = work / "tokens"
+    tokens.write_text(f"admin chief {CHIEF}\nannotator reader {READER}\n")
+    tokens.chmod(0o600)
+    port = free_port()
+    process = start(studies, work, port, "--conf", "token_file", str(tokens), "--access_log", host="")
+    try:
+        url = f"http://127.0.0.1:{port}"
+        wait_until_up(process, url, work / "server.log")
+        yield Guarded(url, work, process)
+    finally:
+        stop(process)
+
+
+@pytest.mark.slow
+def test_without_a_host_it_listens_on_this_machine_alone(guarded):
+    listening = [c.laddr.ip for c in psutil.Process(guarded.process.pid).net_connections() if c.status == "LISTEN"]
+    assert listening == ["127.0.0.1"]
+
+
+@pytest.mark.slow
+def test_nothing_is_open_but_signing_in(guarded):
+    operations = guarded.operations()
+    assert len(operations) > 50
+    for method, address in operations:
+        for token in ("", "wrong-token"):
+            reply = guarded.request(method, address, token)
+            if address in OPEN:
+                assert reply.status_code in (200, 303, 401, 405, 422), (method, address)
+                continue
+            assert reply.status_code == 401, (method, address)
+            if method != "HEAD":
+                assert "token" in reply.json()["detail"]
+                assert "other" not in reply.text and "ctsam3d" not in reply.text.lower()
+
+
+@pytest.mark.slow
+def test_websockets_are_closed(guarded):
+    where = urlsplit(guarded.url)
+    headers = {
+        "connection": "upgrade",
+        "upgrade": "websocket",
+        "sec-websocket-version": "13",
+        "sec-websocket-key": "x3JJHMbDL1EzLkh9GBhXDw==",
+        "host": where.netloc,
+    }
+    for address in ("/", "/ohif/ws", "/info/"):
+        assert guarded.request("GET", address, headers=headers).status_code in (401, 403)
+
+
+@pytest.mark.slow
+def test_an_annotator_labels_and_an_admin_does_the_rest(guarded):
+    for method, address in FOR_ADMINS:
+        reply = guarded.request(method, address, READER)
+        assert (reply.status_code, "admin" in reply.json()["detail"]) == (403, True), (method, address)
+    for address in ("/info/", "/datastore/", "/train/", "/metrics", "/healthz", "/ohif/", "/docs", "/openapi.json"):
+        assert guarded.get(address).status_code in (200, 404 if address == "/train/" else 200), address
+    assert guarded.get("/model/ctsam3d", CHIEF).ok and guarded.get("/logs/", CHIEF).ok
+    assert guarded.request("DELETE", "/train/", CHIEF).ok
+    assert guarded.request("POST", "/train/ctsam3d", CHIEF, json={"max_epochs": 0}).status_code == 400
+
+
+@pytest.mark.slow
+def test_monai_labels_client_and_so_slicer_works_with_the_token_in_the_address(guarded, tmp_path):
+    client = MONAILabelClient(f"{guarded.url}/token/{READER}", tmpdir=str(tmp_path), client_id="me")
+    uses(lambda: client, tmp_path, "by address")
+    assert client.auth_enabled() is False  # so that Slicer asks for no password
+    download = requests.get(f"{client.get_server_url()}/datastore/image?image=other", timeout=60)  # as Slicer does it
+    assert download.content == hostile.GOOD
+
+
+@pytest.mark.slow
+def test_monai_labels_client_signs_in_with_the_token_as_password(guarded, tmp_path):
+    client = MONAILabelClient(guarded.url, tmpdir=str(tmp_path), client_id="me")
+    assert client.auth_enabled() is True
+    with pytest.raises(MONAILabelClientException):
+        client.info()
+    with pytest.raises(MONAILabelClientException):
+        client.auth_token("reader", "wrong-token")
+    token = client.auth_token("reader", READER)
+
+    def fresh():  # as Slicer does for every call: a client keeps its requests' headers among those it signs in with
+        made = MONAILabelClient(guarded.url, tmpdir=str(tmp_path), client_id="me")
+        made.update_auth(token)
+        assert made.auth_valid_token()
+        return made
+
+    uses(fresh, tmp_path, "by password")
+
+
+def uses(client: Callable[[], MONAILabelClient], folder: Path, name: str) -> None:
+    """Everything that Slicer's plugin calls."""
+    scan = folder / "scan.nii.gz"
+    scan.write_bytes(hostile.GOOD)
+    assert client().info()["name"] == "CT-SAM3D"
+    assert client().upload_image(str(scan), name)["image"] == name
+    assert client().next_sample("first", {})["id"]
+    session = client().create_session(str(scan))["session_id"]
+    assert client().get_session(session)["image"] == "received.nii.gz"
+    for more in ({"session_id": session}, {"file": str(scan)}, {}):
+        file, reply = client().infer("ctsam3d", name, {"spleen": [[4, 4, 4]], "expand": False}, **more)
+        assert Path(file).stat().st_size and reply["label_names"]["spleen"] == 1
+    client().remove_session(session)
+    said = {"label_info": [{"name": "spleen", "idx": 1}]}
+    assert client().save_label(name, file, params=said)["label"] == name
+    assert Path(client().download_label(name, "final")).stat().st_size
+    said = client().datastore()["objects"][name]["labels"]["final"]["info"]
+    assert (said["user"], said["client_id"], said["version"]) == ("reader", "me", 1)
+    with pytest.raises(MONAILabelClientException):
+        client().train_start("ctsam3d", {})
+
+
+@pytest.mark.slow
+def test_a_browser_signs_in_on_a_page(guarded):
+    html = {"accept": "text/html,*/*"}
+    sent = guarded.request("GET", "/ohif/?StudyInstanceUIDs=1.2", headers=html)
+    assert (sent.status_code, sent.headers["location"]) == (303, "/signin?next=/ohif/%3FStudyInstanceUIDs%3D1.2")
+    browser = requests.Session()
+    page = browser.get(f"{guarded.url}{sent.headers['location']}", timeout=60)
+    assert page.ok and 'value="/ohif/?StudyInstanceUIDs=1.2"' in page.text and "http" not in page.text
+    refused = browser.post(f"{guarded.url}/signin", data={"token": "wrong-token", "next": "/"}, timeout=60)
+    assert (refused.status_code, "not known" in refused.text, len(browser.cookies)) == (401, True, 0)
+    form = {"token": f" {READER} ", "next": "/ohif/"}
+    done = browser.post(f"{guarded.url}/signin", data=form, allow_redirects=False, timeout=60)
+    assert (done.status_code, done.headers["location"]) == (303, "/ohif/")
+    cookie = done.headers["set-cookie"].lower()
+    assert "httponly" in cookie and "samesite=lax" in cookie and READER not in cookie and "path=/" in cookie
+    assert browser.get(f"{guarded.url}/info/", timeout=60).ok
+    assert browser.get(f"{guarded.url}/ohif/app-config.js", timeout=60).ok
+    assert browser.delete(f"{guarded.url}/datastore/image?id=other", timeout=60).status_code == 403
+    browser.post(f"{guarded.url}/signout", timeout=60)
+    assert browser.get(f"{guarded.url}/info/", timeout=60).status_code == 401
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "next", ["//evil.example", "https://evil.example", "/\\evil.example", "javascript:x", "\n", '"><x>']
+)
+def test_signing_in_leads_nowhere_else(guarded, next):
+    page = guarded.request("GET", "/signin", params={"next": next})
+    assert 'value="/"' in page.text
+    done = guarded.request("POST", "/signin", data={"token": READER, "next": next})
+    assert done.headers["location"] == "/"
+
+
+@pytest.mark.slow
+def test_a_link_with_a_token_signs_a_browser_in_and_forgets_it(guarded):
+    for address in (f"/docs?token={READER}&x=1", f"/token/{READER}/docs?x=1"):
+        reply = guarded.request("GET", address, headers={"accept": "text/html"})
+        assert (reply.status_code, reply.headers["location"]) == (303, "/docs?x=1")
+        assert "httponly" in reply.headers["set-cookie"].lower()
+    assert (
+        guarded.request("GET", f"/token/{READER}//evil.example", headers={"accept": "text/html"})
+        .headers["location"]
+        .startswith("/evil.example")
+    )
+    assert guarded.get("/docs", "", params={"token": READER}).status_code == 200  # a script gets what it asks for
+
+
+@pytest.mark.slow
+def test_other_sites_pages_cannot_use_a_browsers_cookie(guarded):
+    for origin in ("http://evil.example", "null", f"{guarded.url}1"):
+        reply = guarded.get("/info/", headers={"origin": origin})
+        assert reply.status_code == 403 and "access-control-allow-origin" not in reply.headers
+    assert guarded.get("/info/", headers={"origin": guarded.url}).ok
+
+
+@pytest.mark.slow
+def test_no_token_is_written_anywhere(guarded):
+    guarded.request("GET", f"/datastore/?token={READER}")
+    guarded.request("GET", f"/token/{CHIEF}/info/")
+    guarded.request("GET", "/info/?token=mistyped-token-1")
+    time.sleep(0.2)
+    for path in (guarded.work / "server.log", guarded.work / "app" / "logs" / "app.log"):
+        text = path.read_text()
+        assert READER not in text and CHIEF not in text and "mistyped" not in text
+    assert '"GET /datastore/ HTTP/1.1" 200' in (guarded.work / "server.log").read_text()
+    assert "refused_total" in guarded.get("/metrics").text
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("token", [CHIEF, ""], ids=["with a token", "without"])
+def test_no_generated_request_fails_the_server(guarded, token):
+    """Whatever schemathesis makes of the OpenAPI document; ``CTSAM3D_EXAMPLES`` says how much for each operation."""
+    schemathesis = pytest.importorskip("schemathesis")
+    from hypothesis import HealthCheck, given, settings
+
+    examples = int(os.environ.get("CTSAM3D_EXAMPLES", 5))
+    schema = schemathesis.openapi.from_dict(guarded.get("/openapi.json").json())
+    schema.config.update(base_url=guarded.url)
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+
+    def check(operation) -> set[int]:
+        seen = set()
+
+        @settings(max_examples=examples, suppress_health_check=list(HealthCheck))
+        @given(case=operation.as_strategy())
+        def asks(case):
+            reply = case.call(headers=headers, allow_redirects=False)
+            seen.add(reply.status_code)
+            assert reply.status_code < 500, (operation.label, reply.status_code, reply.text)
+            if reply.status_code >= 400 and operation.method != "head" and operation.path != "/signin":
+                assert json.loads(reply.text)["detail"]
+
+        asks()
+        return seen
+
+    seen = {operation.label: check(operation) for operation in (found.ok() for found in schema.get_all_operations())}
+    assert len(seen) > 35
+    if not token:
+        assert [label for label, statuses in seen.items() if label.split()[1] not in OPEN and statuses - {401}] == []
+    assert "Traceback" not in (guarded.work / "server.log").read_text()
