@@ -8,7 +8,7 @@ import { boxShape, fileLayout, fracToRas, Orientation, rasToFrac } from "./geome
 import { compose, cut } from "./labelmap.js";
 
 const STILL = 5; // CSS pixels that the mouse may move in a click
-const BODY = 0.25; // opacity of the scan in the 3D view, in which the structures shall be seen
+const BODY = 0.15; // opacity of the scan in the 3D view, so that the structures in it are seen
 const AXIAL_CORONAL_SAGITTAL = [2, 1, 0]; // the RAS axis across each plane, by NiiVue's number of the plane
 
 export class Scene {
@@ -20,7 +20,7 @@ export class Scene {
     this.nv = new Niivue({
       backColor: [0, 0, 0, 1],
       crosshairColor: [0.35, 0.75, 1, 0.75],
-      crosshairWidth: 0.12,
+      crosshairWidth: 0.3,
       crosshairWidthUnit: "percent",
       crosshairGap: 12,
       show3Dcrosshair: true,
@@ -247,14 +247,17 @@ export class Scene {
     this.onMove(ijk, slope ? stored * slope + inter : stored);
   }
 
+  /** The 3D view shows the structures whole where the planes show them transparent. */
   #withFaintBody(draw) {
     const [volume] = this.nv.volumes;
-    const own = volume.opacity;
-    volume._opacity = BODY;
+    const [body, structures] = [volume.opacity, this.nv.drawOpacity];
+    volume._opacity = BODY; // the setter would make the volume anew
+    this.nv.drawOpacity = structures && 1;
     try {
       return draw();
     } finally {
-      volume._opacity = own;
+      volume._opacity = body;
+      this.nv.drawOpacity = structures;
     }
   }
 

@@ -128,6 +128,7 @@ function restore({ labels, box, reply }) {
     const clicks = reply.info.viewer_clicks?.[structure.name] ?? [];
     Object.assign(structure, { mask, origin: "saved" });
     structure.clicks = clicks.map(([i, j, k, positive]) => ({ ijk: [i, j, k], positive: Boolean(positive) }));
+    structure.answered = [...structure.clicks];
   }
   state.structures.active = state.structures.list.at(-1) ?? null;
   drawColours();
@@ -235,7 +236,7 @@ function apply(structure, answer, seconds) {
 }
 
 function timing({ name, reply }, seconds) {
-  const said = [`${seconds.toFixed(2)} s`, `server ${reply.latencies.total.toFixed(2)} s`, `${reply.patches} patches`];
+  const said = [`${seconds.toFixed(2)} s`, `server ${reply.latencies.total.toFixed(2)} s`, `${reply.patches} patch${reply.patches === 1 ? "" : "es"}`];
   const confidence = typeof reply.confidence === "object" ? reply.confidence?.[name] : reply.confidence;
   if (typeof confidence === "number") said.push(`confidence ${Math.round(100 * confidence)} %`);
   return said.join(" · ");
@@ -307,8 +308,8 @@ function drawAll() {
   $("hint").textContent = !state.grid ? "" : hint(active);
   $("undo").disabled = $("clear").disabled = !active?.clicks.length;
   $("redo").disabled = !active?.undone.length;
-  $("save").disabled = !structures.list.some((structure) => structure.mask);
-  $("save").textContent = state.unsaved ? "Save" : "Saved";
+  $("save").disabled = !state.unsaved || !structures.list.some((structure) => structure.mask);
+  $("save").textContent = state.grid && !state.unsaved && structures.list.length ? "Saved" : "Save";
   drawState();
 }
 
@@ -334,7 +335,7 @@ function drawState() {
 function setWindow(range) {
   state.window = range;
   scene.setWindow(range);
-  for (const button of document.querySelectorAll("[data-window]")) {
+  for (const button of windows) {
     button.classList.toggle("chosen", button.dataset.window === range.join());
   }
 }
@@ -352,8 +353,8 @@ function setExpand() {
 // ---- keys and buttons ----------------------------------------------------------------------------------------------
 
 const press = (id) => $(id).click();
-const windowOf = (n) => press_window(document.querySelectorAll("[data-window]")[n]);
-const press_window = (button) => setWindow(button.dataset.window.split(",").map(Number));
+const windows = [...document.querySelectorAll("[data-window]")];
+const pressWindow = (n) => windows[n].click();
 
 const KEYS = {
   p: () => state.grid && click(scene.crosshairIjk, true),
@@ -362,10 +363,10 @@ const KEYS = {
   m: toggleMasks,
   v: () => (scene.with3D = !scene.with3D),
   x: () => press("next"),
-  1: () => windowOf(0),
-  2: () => windowOf(1),
-  3: () => windowOf(2),
-  4: () => windowOf(3),
+  1: () => pressWindow(0),
+  2: () => pressWindow(1),
+  3: () => pressWindow(2),
+  4: () => pressWindow(3),
   "/": () => $("name-filter").focus(),
   "?": () => $("help").showModal(),
   ArrowLeft: () => scene.step([1, 0, 0]), // the patient's right is on the left of the picture
@@ -399,8 +400,8 @@ function listen() {
   $("message").querySelector("button").addEventListener("click", () => say(""));
   $("expand").addEventListener("change", setExpand);
   $("opacity").addEventListener("input", drawColours);
-  for (const button of document.querySelectorAll("[data-window]")) {
-    button.addEventListener("click", () => press_window(button));
+  for (const button of windows) {
+    button.addEventListener("click", () => setWindow(button.dataset.window.split(",").map(Number)));
   }
 }
 
