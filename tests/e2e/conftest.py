@@ -25,7 +25,11 @@ class Site:
     url: str
     studies: Path
     scans: dict[str, Scan]
-    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What a request needs to be let in."""
+        return {"authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="session")
