@@ -128,3 +128,13 @@ def test_what_goes_by_planes():
         layer = Conv3d(channels, 64, kernel, padding=kernel // 2)
         assert layer._by_planes_pays(torch.zeros(1, channels, size, 16, 16)) is goes
     assert not Conv3d(64, 64, 3, padding=1)._by_planes_pays(torch.zeros(1, 64, 8, 8, 8))
+
+
+def test_a_full_map_takes_the_fast_convolutions_too(layer, monkeypatch):
+    """Where everything must be computed, all three layers go through `Conv3d`, not PyTorch's slow kernels."""
+    taken = []
+    forward = Conv3d.forward
+    monkeypatch.setattr(Conv3d, "forward", lambda self, x: taken.append(self) or forward(self, x))
+    with torch.no_grad():
+        layer(torch.randn(1, 6, 8, 8, 8), torch.ones(1, 3, 8, 8, 8))
+    assert {id(own) for own in taken} == {id(own) for own in (layer.shared, layer.gamma, layer.beta)}
