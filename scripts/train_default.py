@@ -18,7 +18,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--real", type=Path, help="folder with the real cases; without it, generated data alone")
     parser.add_argument("--out", required=True, type=Path, help="folder for data, volumes, weights, log and states")
     parser.add_argument("--preset", choices=sorted(RECIPES), default="tiny", help="network (default: tiny)")
-    parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to see that it learns")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to try the whole way")
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--workers", type=int, help="processes that cut patches (default: 0 on a CPU, else 8)")
     parser.add_argument("--makers", type=int, default=1, help="processes that generate")

@@ -180,6 +180,11 @@ def test_without_a_preset_the_network_is_that_of_the_initial_weights(trained, so
         Run(sources, config, Path("unused"))
 
 
+def test_a_fresh_network_has_no_statistics_to_keep(sources):
+    with pytest.raises(ValueError, match="frozen_statistics must be False where there are no initial weights"):
+        Run(sources, dataclasses.replace(QUICK, frozen_statistics=True), Path("unused"))
+
+
 def test_the_loader_cuts_what_the_pass_orders(sources, monkeypatch):
     """Over two passes, two batches a step, one of them astride the passes."""
     config = dataclasses.replace(QUICK, epochs=2, samples_per_volume=6, batch_size=2, accumulate=2)

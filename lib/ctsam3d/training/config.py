@@ -53,7 +53,8 @@ class TrainingConfig:
             previous mask, and one click where P should put it. The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
             masks and in one round, a cheap beginning as S does not run.
-        frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should.
+        frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should. Needs
+            initial weights: the statistics of a fresh network are 0 and 1, and hide what soft tissues differ in.
         mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
     """
 

@@ -1,6 +1,7 @@
 """How default weights are made: the data, the shares that pairs are drawn in, and the settings.
 
-The packaged `tiny-0.3.1` is older than this recipe, see ``docs/training-the-default-weights.md``.
+The packaged `tiny-0.3.1` is older than this recipe, which has not been run to its end, see
+``docs/training-the-default-weights.md``.
 
 One call makes what is generated, derives the labels of the real cases, and trains; called again it goes on where it
 was. All seeds are fixed. No case of `default_data.HELD_OUT` can get in.
@@ -43,8 +44,8 @@ _TINY = TrainingConfig(
     rounds=5,
     structure_power=0.4,
     imprecise_clicks=0.5,
+    feedback=0.6,
     carry=0.3,
-    frozen_statistics=True,
     seed=60,
     augmentation=Augmentation(contrast=0.5, lesion=0.12),
 )

@@ -156,6 +156,8 @@ class Run:
     ):
         if not sources or not all(len(source.volumes) and source.share > 0 for source in sources):
             raise ValueError("sources must each hold a volume and have a positive share, got an empty one")
+        if config.frozen_statistics and initial is None:
+            raise ValueError("frozen_statistics must be False where there are no initial weights, got True")
         self.sources, self.config, self.out, self.save_every = sources, config, out, save_every
         self.initial_sha256 = initial.sha256 if initial else None
         self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
