@@ -25,7 +25,10 @@ class Site:
     url: str
     studies: Path
     scans: dict[str, Scan]
-    headers = {"authorization": f"Bearer {TOKEN}"}
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {TOKEN}"}
 
 
 @pytest.fixture(scope="session")

@@ -10,6 +10,7 @@ import pytest
 import requests
 import SimpleITK as sitk
 
+from ctsam3d.data.io import write_volume
 from ctsam3d.data.labels import VALUE_OF
 
 pytestmark = pytest.mark.e2e
@@ -122,14 +123,15 @@ def test_a_study_from_sign_in_to_saved(site, drive, blocks, image):
     if image not in site.scans:
         pytest.skip("the real CT cases are not there")
     scan = site.scans[image]
-    places = {"liver": scan.inside("liver"), "inside": scan.inside("liver", 0.6), "spleen": scan.inside("spleen")}
-    places["lesion"] = scan.inside("kidney_left")
+    places = {"liver": scan.inside("liver"), "spleen": scan.inside("spleen"), "lesion": scan.inside("kidney_left")}
+    one = server_mask(site, image, [[*places["liver"], True]], "liver")
+    places["inside"] = [int(v) for v in np.argwhere(one)[one.sum() // 5]]
+    write_volume(site.studies / f"after_{image}.nii.gz", scan.volume)
     result = drive("viewer_journey.mjs", image=image, **places)
 
     counts = result["counts"]
-    first = server_mask(site, image, [[*places["liver"], True]], "liver")
     both = server_mask(site, image, [[*places["liver"], True], [*places["inside"], False]], "liver")
-    assert counts["one"] == first.sum() > 0
+    assert counts["one"] == one.sum() > 0
     assert counts["two"] == both.sum() != counts["one"]
     assert (counts["undone"], counts["redone"], counts["nothing"]) == (counts["one"], counts["two"], 0)
     assert counts["again"] == counts["unspread"] == counts["one"]
