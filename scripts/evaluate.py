@@ -30,6 +30,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--case-list", type=Path, metavar="FILE", help="text file with the name of a case on each line")
     parser.add_argument("--split", choices=(*SPLITS, "all"),
                         help="cases of one part of the data set; default test of TotalSeg++, else all")  # fmt: skip
+    parser.add_argument("--patients", type=Path, metavar="FILE",
+                        help="CSV file, columns case and patient, where one has several cases")  # fmt: skip
     parser.add_argument("--structures", type=_names, help="names of structures: a,b,c; default all, or the tumour")
     parser.add_argument("--clicks", type=_counts,
                         help="score after so many clicks; default 1,3,5,7,9, and 10 for tumours")  # fmt: skip
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weights", default="default", help="packaged name or a .safetensors file")
     parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")
     parser.add_argument("--no-expand", dest="expand", action="store_false", help="a click segments its own patch alone")
-    parser.add_argument("--overlays", action="store_true", help="also draw a PNG for each structure")
+    parser.add_argument("--overlays", action="store_true", help="draw each structure, not best, median and worst")
     return parser
 
 

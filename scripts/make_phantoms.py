@@ -16,6 +16,7 @@ if __name__ == "__main__":
     parser.add_argument("--seed", type=int, required=True, help="seed of the first case; the others follow")
     parser.add_argument("--spacing", type=_spacing, default=(1.5, 1.5, 1.5), help="voxel size in mm: x,y,z")
     parser.add_argument("--region", choices=sorted(REGIONS_MM), default="trunk", help="part of the body")
+    parser.add_argument("--rich", action="store_true", help="with masses, vessels, implants, scanners of all kinds")
     args = parser.parse_args()
-    for case in make_phantom_cases(args.out, args.count, args.seed, args.spacing, args.region):
+    for case in make_phantom_cases(args.out, args.count, args.seed, args.spacing, args.region, args.rich):
         print(case)

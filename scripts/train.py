@@ -12,7 +12,7 @@ from pathlib import Path
 from ctsam3d import checkpoint
 from ctsam3d.model import PRESETS
 from ctsam3d.training.cases import VolumeCache, load_groups
-from ctsam3d.training.config import TrainingConfig
+from ctsam3d.training.config import Augmentation, TrainingConfig
 from ctsam3d.training.loop import Source, train
 from ctsam3d.training.processes import process_group
 
@@ -26,12 +26,15 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, type=Path,
                         help="folder for model.safetensors, log.jsonl, tensorboard/ and the states")  # fmt: skip
     parser.add_argument("--cache", type=Path, help="folder for the resampled volumes (default: OUT/volumes)")
-    parser.add_argument("--preset", choices=sorted(PRESETS), default=TrainingConfig.preset)
+    parser.add_argument("--preset", choices=sorted(PRESETS),
+                        help=f"default: {TrainingConfig.preset}, or the network of --weights")  # fmt: skip
     parser.add_argument("--encoder", choices=("rest", "unet"), default=TrainingConfig.encoder)
     parser.add_argument("--prompt", choices=("psap", "rff"), default=TrainingConfig.prompt)
     parser.add_argument("--cross-patch-frame", choices=("own", "neighbour"),
                         help="in which P sees a patch and its mask (default: the preset's)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=TrainingConfig.epochs)
+    parser.add_argument("--samples-per-volume", type=int, default=TrainingConfig.samples_per_volume,
+                        help="pairs drawn from a volume in an epoch")  # fmt: skip
     parser.add_argument("--learning-rate", type=float, default=TrainingConfig.learning_rate)
     parser.add_argument("--schedule", choices=("step", "cosine"), default=TrainingConfig.schedule)
     parser.add_argument("--batch-size", type=int, default=TrainingConfig.batch_size, help="pairs seen at once")
@@ -44,6 +47,10 @@ def main(argv: list[str] | None = None) -> None:
                         help="share of the rounds in which S sees its own answer once more")  # fmt: skip
     parser.add_argument("--carry", type=float, default=TrainingConfig.carry,
                         help="share of the later rounds in which V is seen as an expansion opens it")  # fmt: skip
+    parser.add_argument("--contrast", type=float, default=Augmentation.contrast,
+                        help="share of the pairs whose structures each get a brightness of their own")  # fmt: skip
+    parser.add_argument("--lesion", type=float, default=Augmentation.lesion,
+                        help="share of the pairs with a random mass or tube in place of the structure")  # fmt: skip
     parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
     parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
@@ -57,9 +64,14 @@ def main(argv: list[str] | None = None) -> None:
     shares = arguments.shares or [1.0] * len(arguments.data)
     if len(shares) != len(arguments.data):
         parser.error(f"--shares must have a number per --data argument, {len(arguments.data)}, got {len(shares)}")
+    if arguments.preset is None and arguments.weights is None:
+        arguments.preset = TrainingConfig.preset
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
     try:
-        config = TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in names})
+        augmentation = Augmentation(contrast=arguments.contrast, lesion=arguments.lesion)
+        config = TrainingConfig(
+            **{k: v for k, v in vars(arguments).items() if k in names}, augmentation=augmentation
+        )
         groups = load_groups(arguments.data, VolumeCache(arguments.cache or arguments.out / "volumes"))
         with process_group(arguments.device) as device:
             path = train(

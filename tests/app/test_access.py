@@ -349,6 +349,34 @@ def uses(client: Callable[[], MONAILabelClient], folder: Path, name: str) -> Non
 
 
 @pytest.mark.slow
+def test_a_submitted_case_is_opened_again(guarded, tmp_path):
+    """Submitted, it is shown to nobody as the next one; but it can be clicked on, corrected, and submitted again."""
+    case, client = "submitted", MONAILabelClient(f"{guarded.url}/token/{READER}", tmpdir=str(tmp_path), client_id="me")
+    scan = tmp_path / "scan.nii.gz"
+    scan.write_bytes(hostile.GOOD)
+    client.upload_image(str(scan), case)
+    files = []
+    for voxel, name in (((2, 2, 2), "spleen"), ((5, 5, 5), "liver")):
+        file, _ = client.infer("ctsam3d", case, {name: [voxel], "expand": False})
+        client.save_label(case, file, params={"label_info": [{"name": name, "idx": 1}]})
+        files.append(Path(file).read_bytes())
+        assert Path(client.download_label(case, "final")).read_bytes() == files[-1]
+        assert client.next_sample("first", {})["id"] != case
+    query = {"label": case, "tag": "final"}
+    history = guarded.get("/datastore/label/history", params=query).json()
+    assert [(v["version"], v["label_info"][0]["name"]) for v in history] == [(1, "spleen"), (2, "liver")]
+    for version, content in enumerate(files, start=1):
+        assert guarded.get("/datastore/label", params={**query, "version": version}).content == content
+    assert guarded.get("/datastore/label", params={**query, "version": 3}).status_code == 404
+    client.upload_image(str(scan), case)
+    assert guarded.get("/datastore/label/info", params=query).json()["version"] == 2
+    assert guarded.request("HEAD", "/datastore/label", READER, params={"image": case, "tag": "final"}).ok
+    assert guarded.request("DELETE", "/datastore/label", CHIEF, params={"id": case, "tag": "final"}).ok
+    assert guarded.get("/datastore/label", params=query).status_code == 404
+    assert len(guarded.get("/datastore/label/history", params=query).json()) == 2
+
+
+@pytest.mark.slow
 def test_a_browser_signs_in_on_a_page(guarded):
     html = {"accept": "text/html,*/*"}
     sent = guarded.request("GET", "/ohif/?StudyInstanceUIDs=1.2", headers=html)

@@ -1,6 +1,5 @@
 """Retraining by its rules, on a real datastore and model folder; the network's training is a stand-in until the end."""
 
-import dataclasses
 import json
 import shutil
 
@@ -16,7 +15,6 @@ from ctsam3d.labelapp import retrain
 from ctsam3d.labelapp.retrain import NEW_SHARE, REFERENCE, REPLAY
 from ctsam3d.labelapp.status import DONE, FAILED
 from ctsam3d.labelapp.versions import BASE
-from ctsam3d.model.build import PRESETS
 from ctsam3d.training import loop
 
 # ---- the whole way -------------------------------------------------------------------------------------------------
@@ -73,7 +71,7 @@ def test_where_a_training_starts_and_what_it_draws_from(labelled):
     assert (len(others), rest) == (len(REPLAY), pytest.approx(0.3))
     base = checkpoint.load(labelled.versions.base_path)
     assert initial.sha256 == base.sha256 and config.hu_window == base.hu_window
-    assert (config.preset, config.trainable, config.frozen_statistics) == ("tiny", "decoder", True)
+    assert (config.preset, config.trainable, config.frozen_statistics) == (None, "decoder", True)  # its own network
     assert (config.epochs, config.learning_rate, config.batch_size, config.schedule) == (10, 1e-4, 2, "cosine")
 
 
@@ -240,18 +238,6 @@ def test_a_patient_stays_in_validation_when_the_entry_changes(labelled):
     drawn = {name for names, _ in labelled.drawn for name in names}
     assert not drawn & {"study0", "study2", "another", "study3", "study4"}
     assert labelled.task.stats()["skipped"]["study0"] == "was trained on before its patient came into validation"
-
-
-# ---- weights that cannot be trained on -----------------------------------------------------------------------------
-
-
-def test_only_networks_of_presets(app):
-    base = checkpoint.load(app.versions.base_path)
-    for name, preset in PRESETS.items():
-        for encoder in ("rest", "unet"):
-            assert retrain._preset(dataclasses.replace(preset, encoder=encoder)) == name
-    with pytest.raises(ValueError, match=r"weights must have the network of a preset \(base, small, tiny\)"):
-        retrain._preset(dataclasses.replace(base.network.config, decoder_width=48))
 
 
 # ---- stopped and failed runs ---------------------------------------------------------------------------------------

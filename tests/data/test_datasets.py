@@ -9,7 +9,7 @@ from tests.data import miniatures
 from tests.data.miniatures import BLOCK, LAYOUTS, hu_of
 
 from ctsam3d.data import datasets
-from ctsam3d.data.datasets import BTCV_NAMES, FLARE22_NAMES, find_dataset, read_case_list
+from ctsam3d.data.datasets import BTCV_NAMES, FLARE22_NAMES, find_dataset, read_case_list, read_patients
 from ctsam3d.data.labels import NAMES
 
 
@@ -185,6 +185,35 @@ def test_case_list(tmp_path):
     path.write_bytes(b"\xff\xfe\x00\x80")
     with pytest.raises(ValueError, match="must be a text file"):
         read_case_list(path)
+
+
+def test_patients_of_a_table(tmp_path):
+    path = tmp_path / "patients.csv"
+    path.write_text("patient,case,age\np,001,60\nNA,b,\n")
+    assert read_patients(path) == {"001": "p", "b": "NA"}
+    for text in ("case\nx\n", "case,patient\nx,\n", ""):
+        path.write_text(text)
+        with pytest.raises(ValueError, match="patients"):
+            read_patients(path)
+    with pytest.raises(FileNotFoundError, match="patients must be an existing CSV file"):
+        read_patients(tmp_path / "nowhere.csv")
+
+
+def test_patients_come_from_the_data_set_or_are_the_cases(layouts, tmp_path):
+    miniatures.datastore(tmp_path)
+    path = tmp_path / "datastore_v2.json"
+    store = json.loads(path.read_text())
+    store["objects"]["s0001"]["image"]["info"]["patient"] = 7
+    path.write_text(json.dumps(store))
+    assert [case.patient for case in find_dataset(tmp_path).cases] == ["7", "s0002"]
+    assert [case.patient for case in find_dataset(layouts / "btcv").cases] == ["img0001", "img0002"]
+
+
+def test_a_table_of_cases_that_cannot_be_used_is_named(tmp_path):
+    miniatures.totalseg(tmp_path)
+    (tmp_path / "meta.csv").write_text("image_id;split\ns0001;tset\n")
+    with pytest.raises(ValueError, match=r"meta .*meta\.csv must have a split of .* got tset"):
+        find_dataset(tmp_path)
 
 
 def test_what_is_no_data_set_is_named(layouts, tmp_path):

@@ -28,6 +28,7 @@ class Site:
 
     @property
     def headers(self) -> dict[str, str]:
+        """What a request needs to be let in."""
         return {"authorization": f"Bearer {TOKEN}"}
 
 

@@ -12,10 +12,10 @@ from matplotlib.image import imread
 
 from ctsam3d import checkpoint, evaluation
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
-from ctsam3d.evaluation.report import COLUMNS, RunInfo, Skipped, read_results, write_report
+from ctsam3d.evaluation.report import COLUMNS, RunInfo, Skipped, read_results, results_frame, write_report
 from ctsam3d.evaluation.report_document import to_markdown
 from ctsam3d.evaluation.report_groups import GROUPS
-from ctsam3d.evaluation.report_sections import make_document
+from ctsam3d.evaluation.report_sections import examples, make_document
 from ctsam3d.evaluation.simulate import Result
 from ctsam3d.model import build
 
@@ -37,8 +37,7 @@ def results():
 
 def text_of(results, run=RUN, skipped=()):
     """The report without its figures, which take seconds to draw."""
-    frame = pd.DataFrame([vars(result) for result in results])
-    return to_markdown(make_document(frame, skipped, run, GROUPS, None, {}))
+    return to_markdown(make_document(results_frame(results, run.patients), skipped, run, GROUPS, None, {}))
 
 
 def test_csv_has_the_agreed_columns_and_every_result(tmp_path):
@@ -91,8 +90,25 @@ def test_pages_pictures_and_what_was_run_are_written_beside_it(tmp_path):
 def test_a_frame_is_as_good_as_results_and_may_have_a_second_tolerance(tmp_path):
     frame = pd.DataFrame([vars(result) for result in results()]).assign(nsd_2mm=0.125)
     text = write_report(tmp_path, frame, [], RUN).read_text()
-    assert "NSD at 5 mm" in text and "| **NSD at 2 mm**, mean over structures | **0.125** | **0.125** |" in text
-    pd.testing.assert_frame_equal(read_results(tmp_path), frame, check_dtype=False)
+    assert "NSD at 5 mm" in text and "| **NSD at 2 mm** | **0.125** | **0.125** |" in text
+    pd.testing.assert_frame_equal(read_results(tmp_path), frame.assign(patient=frame["case"]), check_dtype=False)
+
+
+def test_patients_are_those_that_the_run_names(tmp_path):
+    run = replace(RUN, patients={"a": "p", "b": "p"})
+    text = write_report(tmp_path, results(), [], run).read_text()
+    assert read_results(tmp_path)["patient"].tolist() == ["p"] * 6
+    assert "- patients: 1\n" in text and "95 % interval |" not in text.split("## Clicks")[1].split("## ")[0]
+    assert "- patients:" not in text_of(results()) and "| 95 % interval |" in text_of(results())
+
+
+def test_long_lists_of_names_are_cut():
+    text = text_of(results(), replace(RUN, trained_on=tuple(f"s{n:04}" for n in range(1139))))
+    assert "s0029, and 1109 others" in text and "s0030" not in text
+
+
+def test_the_rule_for_empty_masks_is_said():
+    assert "one that stays empty scores 0; a structure that a case does not have is not clicked" in text_of(results())
 
 
 def test_a_single_number_of_clicks(tmp_path):
@@ -104,7 +120,7 @@ def test_a_single_number_of_clicks(tmp_path):
 def test_results_without_a_score_are_dashes(tmp_path):
     nan = float("nan")
     text = write_report(tmp_path, [Result("a", "liver", 0, 1, 0.5, nan, 0.0, 1)], [], RUN).read_text()
-    assert "| **mean over structures** | **–** |" in text
+    assert "| **mean over structures** | **–** |" in text and "| **NSD at 5 mm** | **–** |" in text
 
 
 def test_the_papers_figures_stand_beside_ours_on_its_data_alone():
@@ -150,16 +166,29 @@ def test_best_median_and_worst_are_shown_where_there_are_pictures(tmp_path):
     scores = {"liver": 0.9, "spleen": 0.5, "stomach": 0.7, "colon": 0.1, "brain": 0.99}
     scored = [Result("a/1", name, 0, 1, dsc, dsc, 1.0, 1) for name, dsc in scores.items()]
     scored += [Result("a/1", "liver", 1, 1, 0.2, 0.2, 1.0, 1)]  # a second user: the pictures are of the first one
-    figure = Figure(figsize=(1, 1))
-    (tmp_path / "overlays").mkdir()
-    for name in ("liver", "spleen", "stomach", "colon"):
-        figure.savefig(tmp_path / "overlays" / f"a-1_{name}.png")
-    write_report(tmp_path, scored, [], RUN)
-    text = (tmp_path / "report.md").read_text()
-    shown = [line[2 : line.index(" of ")] for line in text.splitlines() if "](overlays/" in line]
-    assert shown == ["Best: liver", "Median: spleen", "Worst: colon"]
-    assert "Of 4 runs with a picture." in text and "brain of" not in text
-    assert (tmp_path / "report.html").read_text().count("data:image/png") == len(FILES) + 3
+    assert examples(results_frame(scored)) == {
+        ("a/1", "brain"): "Best", ("a/1", "stomach"): "Median", ("a/1", "colon"): "Worst"
+    }  # fmt: skip
+    Figure(figsize=(1, 1)).savefig(tmp_path / "picture.png")
+    pictures = {("a/1", name): tmp_path / "picture.png" for name in ("brain", "stomach", "colon", "liver")}
+    (tmp_path / "out" / "overlays").mkdir(parents=True)
+    (tmp_path / "out" / "overlays" / "a-1_spleen.png").write_bytes(b"left by another run")
+    text = write_report(tmp_path / "out", scored, [], RUN, pictures=pictures).read_text()
+    shown = [line[2 : line.index("(")] for line in text.splitlines() if "](overlays/" in line]
+    assert shown == [
+        "Best: brain of a/1, DSC 0.990 after 1 click]",
+        "Median: stomach of a/1, DSC 0.700 after 1 click]",
+        "Worst: colon of a/1, DSC 0.100 after 1 click]",
+    ]
+    assert "By DSC, of 5 structures of cases; first user." in text
+    assert (tmp_path / "out" / "overlays" / "a-1_liver.png").read_bytes() == (tmp_path / "picture.png").read_bytes()
+    assert (tmp_path / "out" / "report.html").read_text().count("data:image/png") == len(FILES) + 3
+
+
+def test_examples_that_are_one_are_named_together():
+    two = [Result("a", name, 0, 1, dsc, dsc, 1.0, 1) for name, dsc in (("liver", 0.9), ("spleen", 0.5))]
+    assert examples(results_frame(two)) == {("a", "liver"): "Best", ("a", "spleen"): "Median and worst"}
+    assert examples(results_frame(two[:1])) == {("a", "liver"): "Best and median and worst"}
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,12 @@
 """The figures in a report's tables, by hand; and the statistics behind them."""
 
-import numpy as np
+import dataclasses
+
 import pandas as pd
 import pytest
 
 from ctsam3d.data.labels import NAMES
-from ctsam3d.evaluation import paper, report_figures, report_statistics, report_tables
+from ctsam3d.evaluation import paper, report_figures, report_tables
 from ctsam3d.evaluation.report_cost import cost_of_weights, network_cost
 from ctsam3d.evaluation.report_groups import GROUPS, OTHERS, TUMOURS, grouped, in_order, is_tumour
 from ctsam3d.model import build
@@ -38,39 +39,14 @@ def row(table, name):
     return dict(zip(table.header, next(row for row in table.rows if row[0] == name)))
 
 
-def test_clicks_needed_count_failures_apart():
-    found = report_statistics.noc(FRAME, 0.9).set_index(["case", "structure", "seed"])
-    assert found["clicks"].to_dict() == {
-        ("a", "liver", 0): 5, ("a", "liver", 1): 5, ("b", "liver", 0): 3, ("b", "spleen", 0): 5,
-    }  # fmt: skip
-    assert found["failed"].tolist() == [False, False, False, True]
-    once = frame_of({("a", "liver", 0): (0.9, 0.5, 0.5)})  # lost again afterwards: it was there after one click
-    assert report_statistics.noc(once, 0.9)["clicks"].tolist() == [1]
-
-
-def test_area_is_that_of_the_trapezoids_up_to_five_clicks():
-    frame = frame_of({("a", "liver", 0): (0.2, 0.6, 0.8, 0.0)}, clicks=(1, 3, 5, 9))
-    # (0.2 + 0.6) / 2 * 2 + (0.6 + 0.8) / 2 * 2 = 2.2, over a width of 4
-    assert report_statistics.auc(frame)["liver"] == pytest.approx(0.55)
-    for clicks in ((1,), (10,), (1, 3), (3, 5)):
-        short = frame_of({("a", "liver", 0): (0.2, 0.2)}, clicks=clicks)
-        assert np.isnan(report_statistics.auc(short)["liver"])
-
-
-def test_interval_holds_the_mean_and_is_the_same_each_time():
-    values = np.array([0.0, 1.0, 0.0, 1.0, 0.5])
-    low, high = report_statistics.interval(values)
-    assert 0 <= low < 0.5 < high <= 1 and (low, high) == report_statistics.interval(values)
-    assert report_statistics.interval([0.3, 0.3, 0.3]) == pytest.approx((0.3, 0.3))
-    assert report_statistics.interval([0.0, 1.0]) == (0.0, 1.0)  # a quarter of the resamples are all 0, another all 1
-    assert np.isnan(report_statistics.interval([0.5, np.nan])).all()
-
-
-def test_means_are_over_seeds_then_cases_then_structures():
+def test_means_are_over_seeds_then_patients_then_structures():
     means = report_tables.structure_means(FRAME, "dsc")
     assert means.loc["liver", 1] == pytest.approx((0.3 + 0.7) / 2)  # not (0.2 + 0.4 + 0.7) / 3
     assert means.loc["spleen", 1] == pytest.approx(0.1)
     assert list(means.index) == ["spleen", "liver"]  # labels 1 and 5
+    scans = frame_of({("a1", "liver", 0): (0.2,), ("a2", "liver", 0): (0.4,), ("b", "liver", 0): (0.9,)}, (1,))
+    one = report_tables.structure_means(scans.assign(patient=["a", "a", "b"]), "dsc")
+    assert one.loc["liver", 1] == pytest.approx((0.3 + 0.9) / 2)
     assert report_tables.by_case(FRAME, "dsc").loc["b", 1] == pytest.approx((0.7 + 0.1) / 2)
 
 
@@ -98,12 +74,13 @@ def test_published_figures_of_organs_have_columns_of_their_own():
 def test_clicks_are_told_apart_by_what_was_trained_on():
     table = report_tables.click_table(FRAME, NAMES_OF, {"a"})
     assert table.header == ("", "1 click", "3 clicks", "5 clicks")
-    assert row(table, "**DSC**, mean over structures")["1 click"] == "**0.300**"  # liver 0.5, spleen 0.1
-    assert row(table, "DSC, mean over cases")["1 click"] == "0.350"  # a 0.3, b 0.4
-    assert row(table, "**DSC**, mean over structures, cases not trained on")["1 click"] == "**0.400**"
-    assert row(table, "DSC, mean over cases, cases trained on")["1 click"] == "0.300"
+    assert row(table, "**DSC**")["1 click"] == "**0.300**"  # liver 0.5, spleen 0.1
+    # a has a liver of 0.3, b one of 0.7 and a spleen of 0.1: a alone, a quarter of the draws, is 0.3, b alone 0.4
+    assert row(table, "95 % interval")["1 click"] == "0.300 to 0.400"
+    assert row(table, "**DSC**, cases not trained on")["1 click"] == "**0.400**"
+    assert row(table, "**DSC**, cases trained on")["1 click"] == "**0.300**"
     for all_or_none in ((), {"a", "b"}):
-        assert len(report_tables.click_table(FRAME, NAMES_OF, all_or_none).rows) == 6
+        assert len(report_tables.click_table(FRAME, NAMES_OF, all_or_none).rows) == 4
 
 
 def test_automatic_methods_have_a_table_where_the_paper_has_them():
@@ -156,7 +133,10 @@ def test_cost_is_left_out_where_the_weights_are_others():
         table.header[2]: "72.5",
     }
     assert row(report_tables.cost_table(None, 1234.5), "most memory of the run, MB")["ours"] == "1234"
-    assert row(table, "most memory of the run, MB")["ours"] == "not measured"
+    assert row(table, "most memory of the run, MB")["ours"] == "–"
+    assert report_tables.cost_table(network_cost(PRESETS["tiny"]), None).header[1] == "ours (tiny)"
+    other = dataclasses.replace(network_cost(PRESETS["tiny"]), preset="own")
+    assert report_tables.cost_table(other, None).header[1] == "ours (no preset)"
 
 
 def test_bars_show_every_structure_in_its_place():
@@ -176,7 +156,7 @@ def test_curves_show_the_cases_the_groups_and_the_paper():
     published = [paper.Published("btcv", paper.METHOD, 5, 0.97, None, "a table")]
     dsc, nsd = report_figures.click_curves(FRAME, NAMES_OF, {"one": ("liver",)}, published).axes
     lines = {line.get_label(): line.get_ydata() for line in dsc.lines}
-    assert lines["mean over cases"] == pytest.approx([0.35, (0.7 + 0.55) / 2, (0.9 + 0.625) / 2])
+    assert lines["mean over structures"] == pytest.approx([0.3, 0.5, (0.925 + 0.3) / 2])
     assert lines["one"] == pytest.approx([0.5, 0.8, 0.925]) and lines[OTHERS] == pytest.approx([0.1, 0.2, 0.3])
     assert lines["CT-SAM3D, paper"] == pytest.approx([0.97])
     assert "CT-SAM3D, paper" not in {line.get_label() for line in nsd.lines}

@@ -33,9 +33,18 @@ def segmenter(monkeypatch):
 
 @pytest.fixture
 def reports(monkeypatch):
-    """What the report was given, in the place of a report."""
+    """What the report was given, in the place of a report, and without its pictures."""
     given = []
-    monkeypatch.setattr(evaluation, "write_report", lambda out, *values: given.append(values) or out)
+    monkeypatch.setattr(evaluation, "write_report", lambda out, *values, pictures: given.append(values) or out)
+    monkeypatch.setattr(evaluation, "_pictures", lambda *about: {})
+    return given
+
+
+@pytest.fixture
+def pictures(monkeypatch):
+    """The pictures that the report was given, in the place of a report."""
+    given = []
+    monkeypatch.setattr(evaluation, "write_report", lambda out, *values, pictures: given.append(pictures) or out)
     return given
 
 
@@ -100,6 +109,30 @@ def test_small_and_absent_structures_are_left_out_and_named_where_asked_for(segm
     evaluation.evaluate(data, tmp_path / "out", cases=["a"], **QUICK | {"min_voxels": BLOCK**3})
     results, skipped, _ = reports[-1]
     assert len(results) == 4 and skipped == []
+
+
+def test_patients_are_those_of_the_file_else_of_the_data_set(segmenter, reports, tmp_path):
+    data = write("totalseg", tmp_path / "data")
+    rows = ["image_id;split;patient", "s0000;train;p0", "s0001;test;p1", "s0002;test;p2"]
+    (data / "meta.csv").write_text("\n".join(rows) + "\n")
+    evaluation.evaluate(data, tmp_path / "out", **QUICK)
+    assert reports[-1][2].patients == {"s0001": "p1", "s0002": "p2"}
+    (tmp_path / "patients.csv").write_text("case,patient\ns0002,p1\n")
+    evaluation.evaluate(data, tmp_path / "out", patients=tmp_path / "patients.csv", **QUICK)
+    assert reports[-1][2].patients == {"s0001": "p1", "s0002": "p1"}
+    evaluation.evaluate(write("cases", tmp_path / "plain"), tmp_path / "out", **QUICK)
+    assert reports[-1][2].patients == {}
+
+
+def test_the_most_memory_of_all_parts_is_that_of_the_run(segmenter, reports, tmp_path, monkeypatch):
+    data, taken = write("cases", tmp_path / "data"), iter((100.0, 900.0, 300.0, 200.0))
+    monkeypatch.setattr(evaluation.runs, "peak_memory_mb", lambda device: next(taken))
+    evaluation.evaluate(data, tmp_path / "out", **QUICK)
+    assert reports[-1][2].memory_mb == 900.0
+    evaluation.evaluate(data, tmp_path / "out", **QUICK)  # from its parts: nothing is measured now
+    assert reports[-1][2].memory_mb == 900.0
+    evaluation.evaluate(data, tmp_path / "out", **QUICK | {"min_voxels": BLOCK**3 + 1})
+    assert reports[-1][2].memory_mb is None
 
 
 def test_sizes_are_counted_at_the_models_spacing(segmenter, reports, tmp_path, monkeypatch):
@@ -187,20 +220,36 @@ def test_parts_of_other_weights_data_or_code_are_another_run(segmenter, reports,
     for field, value in (("sha256", "1" * 64), ("peak_threshold", 0.25), ("hu_window", (-100.0, 200.0))):
         monkeypatch.setattr(segmenter.info, field, value)
         assert (sessions(), sessions()) == (4, 0)
-    monkeypatch.setattr(evaluation, "code_sha256", lambda: "other")
+    monkeypatch.setattr(evaluation.runs, "code_sha256", lambda: "other")
     assert (sessions(), sessions()) == (4, 0)
 
 
-def test_a_picture_that_is_missing_is_drawn(segmenter, reports, tmp_path):
-    data, pictures = write("cases", tmp_path / "data"), tmp_path / "out" / "overlays"
-    evaluation.evaluate(data, tmp_path / "out", cases=["a"], **QUICK)
-    assert not pictures.exists()
-    evaluation.evaluate(data, tmp_path / "out", cases=["a"], overlays=True, **QUICK)
-    assert sorted(path.name for path in pictures.iterdir()) == ["a_liver.png", "a_spleen.png"]
-    segmenter.sessions = 0
-    (pictures / "a_liver.png").unlink()
-    evaluation.evaluate(data, tmp_path / "out", cases=["a"], overlays=True, **QUICK)
-    assert segmenter.sessions == 1 and (pictures / "a_liver.png").is_file()
+def test_best_median_and_worst_are_drawn_once_and_all_on_demand(segmenter, pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr(standin, "REACH", 0.1)  # no click finds a block whole, so that scores differ
+    miniatures.cases(tmp_path / "data", ("a", "b"), (1, 5, 7))
+
+    def drawn(**options):
+        segmenter.sessions = 0
+        evaluation.evaluate(tmp_path / "data", tmp_path / "out", **QUICK | options)
+        return segmenter.sessions, set(pictures[-1])
+
+    sessions, three = drawn()
+    assert sessions == 6 + 3 and len(three) == 3
+    assert drawn() == (0, three)  # they are there already
+    structures = {(case, name) for case in "ab" for name in ("spleen", "liver", "aorta")}
+    assert drawn(overlays=True) == (3, structures)  # those that were missing
+    paths = pictures[-1]
+    assert len(set(paths.values())) == 6 and all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
+    paths["a", "aorta"].unlink()
+    assert drawn(overlays=True) == (1, structures) and drawn() == (0, three)
+    # Those of other weights or settings are other pictures.
+    assert drawn(clicks=(1, 3))[0] == 6 + 3 and not set(pictures[-1].values()) & set(paths.values())
+
+
+def test_pictures_on_demand_cost_no_session_of_their_own(segmenter, pictures, tmp_path):
+    data = write("cases", tmp_path / "data")
+    evaluation.evaluate(data, tmp_path / "out", overlays=True, **QUICK | {"seeds": 2})
+    assert segmenter.sessions == 2 * 2 * 2 and len(pictures[-1]) == 4
 
 
 def test_cases_that_cannot_be_read_do_not_cost_the_others(segmenter, reports, tmp_path):
@@ -226,7 +275,8 @@ def test_parts_keep_what_they_were_given(tmp_path):
     own = Parts(tmp_path / "parts", settings()).of(files)
     assert own.names is None and own.get("x") is None
     names = ("../x", "x", "X", "rib left/1", "ü.json")
-    parts = {name: Part(7 + n, (Result("a", name, 0, 1, 1 / 3, 2 / 7, 0.1, 2, 1e-9),)) for n, name in enumerate(names)}
+    result = Result("a", "x", 0, 1, 1 / 3, 2 / 7, 0.1, 2, 1e-9)
+    parts = {name: Part(7 + n, (result,), 1000.5 + n) for n, name in enumerate(names)}
     own.set_names(names)
     for name, part in parts.items():
         own.set(name, part)

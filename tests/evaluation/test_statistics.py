@@ -4,9 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from ctsam3d.evaluation.report import COLUMNS
 from ctsam3d.evaluation.simulate import Result
-from ctsam3d.evaluation.statistics import Interval, auc, costs, interval, noc
+from ctsam3d.evaluation.statistics import Interval, auc, costs, interval, noc, patient_means
 
 
 def frame_of(runs, clicks=(1, 3, 5), **columns):
@@ -15,7 +14,7 @@ def frame_of(runs, clicks=(1, 3, 5), **columns):
         Result(*run, count, dsc, dsc / 2, 1.0, 1, dsc / 4) for run, scores in runs.items()
         for count, dsc in zip(clicks, scores)
     ]  # fmt: skip
-    return pd.DataFrame([vars(row) for row in rows], columns=list(COLUMNS)).assign(**columns)
+    return pd.DataFrame([vars(row) for row in rows]).assign(**columns)
 
 
 RUNS = frame_of(
@@ -91,6 +90,20 @@ def test_the_mean_is_over_structures_of_the_means_over_patients():
     assert interval(after_one, "nsd").mean == pytest.approx(0.44 / 2)
 
 
+def test_a_patient_is_the_mean_of_his_scans_whatever_their_users():
+    # Patient p: scan a by one user 0.2, scan b by three 0.8; q: scan c 0.6.
+    runs = {("a", "x", 0): (0.2,)} | {("b", "x", seed): (0.8,) for seed in range(3)} | {("c", "x", 0): (0.6,)}
+    frame = frame_of(runs, (1,)).assign(patient=["p", "p", "p", "p", "q"])
+    assert patient_means(frame, "dsc")["x"].to_dict() == pytest.approx({"p": 0.5, "q": 0.6})
+    assert interval(frame).mean == pytest.approx(0.55)
+    assert patient_means(frame.drop(columns="patient"), "dsc")["x"].to_dict() == pytest.approx(
+        {"a": 0.2, "b": 0.8, "c": 0.6}
+    )
+    # Tables of runs keep the patients.
+    assert noc(frame, 0.5)["patient"].tolist() == ["p", "p", "p", "p", "q"]
+    assert interval(noc(frame, 0.5), "clicks").patients == interval(auc(frame), "auc").patients == 2
+
+
 def test_bounds_of_two_patients_are_their_own_means():
     # Of four equally likely draws, one is a twice and one is b twice; 95 % reach into both.
     frame = frame_of({("a", "liver", 0): (0.2,), ("b", "liver", 0): (0.6,)}, (1,))
@@ -112,10 +125,9 @@ def test_bounds_are_those_of_the_normal_distribution_where_there_are_many_patien
 def test_patients_are_drawn_with_all_that_is_theirs():
     # Two scans of each of two patients: as four they would vary less.
     scans = frame_of({(scan, "x", 0): (float(scan[0] == "b"),) for scan in ("a1", "a2", "b1", "b2")}, (1,))
-    owner = {"a1": "a", "a2": "a", "b1": "b"}
-    found = interval(scans, patients=owner | {"b2": "b"}, level=0.5)
+    found = interval(scans.assign(patient=scans["case"].str[0]), level=0.5)
     assert (found.low, found.high, found.patients) == (0.0, 1.0, 2)  # a quarter of the draws is a alone, another b
-    assert interval(scans, patients=owner).patients == 3  # b2 is a patient of its own
+    assert interval(scans.assign(patient=["a", "a", "b", "b2"])).patients == 3
     assert interval(scans, level=0.5).high < 1.0
     # An organ that one patient alone has is left out of the draws without that patient.
     rare = frame_of({("a", "x", 0): (0.4,), ("b", "x", 0): (0.4,), ("b", "rare", 0): (1.0,)}, (1,))

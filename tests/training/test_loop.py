@@ -16,7 +16,7 @@ from ctsam3d import checkpoint
 from ctsam3d.data.io import Case, read_case
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.evaluation.simulate import simulate
-from ctsam3d.model import build
+from ctsam3d.model import PRESETS, build
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.training import loop
 from ctsam3d.training.cases import VolumeCache
@@ -170,6 +170,16 @@ def test_weights_that_do_not_fit_are_refused(trained, sources):
         Run(sources, dataclasses.replace(QUICK, preset="small"), Path("unused"), initial=initial)
 
 
+def test_without_a_preset_the_network_is_that_of_the_initial_weights(trained, sources):
+    """Also one that is none of the presets can be trained further; without weights there is none."""
+    config = dataclasses.replace(QUICK, preset=None)
+    own = dataclasses.replace(PRESETS["tiny"], decoder_width=16)
+    initial = dataclasses.replace(checkpoint.load(trained[0] / "model.safetensors"), network=build(own))
+    assert Run(sources, config, Path("unused"), initial=initial).network.config == own
+    with pytest.raises(ValueError, match="preset must be given where there are no initial weights"):
+        Run(sources, config, Path("unused"))
+
+
 def test_the_loader_cuts_what_the_pass_orders(sources, monkeypatch):
     """Over two passes, two batches a step, one of them astride the passes."""
     config = dataclasses.replace(QUICK, epochs=2, samples_per_volume=6, batch_size=2, accumulate=2)
@@ -270,7 +280,7 @@ def test_it_learns_a_phantom_by_heart(tmp_path):
     phantom = read_case(write_phantom_case(tmp_path / "p", make_phantom(7, (1.5, 1.5, 1.5), "pelvis")))
     case = Case(phantom.name, phantom.volume, {"urinary_bladder": phantom.structures["urinary_bladder"]})
     config = TrainingConfig(
-        preset="tiny", epochs=1, samples_per_volume=16, batch_size=1, learning_rate=1.5e-3, warmup_share=0.05,
+        preset=None, epochs=1, samples_per_volume=16, batch_size=1, learning_rate=1.5e-3, warmup_share=0.05,
         schedule="cosine", feedback=0.5, empty_share=0, augmentation=STILL,
     )  # fmt: skip
     sources = [Source([VolumeCache(tmp_path / "volumes").get(case)])]

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from scipy import ndimage
 from tests.training.boxes import STILL, boxes, lone
 
 from ctsam3d.training.cases import VolumeCache
@@ -135,3 +136,32 @@ def test_same_seed_same_pair(volume):
     config = TrainingConfig(preset="tiny")
     a, b = (draw_pair(volume, 64, config, np.random.default_rng(3)) for _ in range(2))
     assert np.array_equal(a.hu, b.hu) and np.array_equal(a.target, b.target)
+
+
+def test_a_structure_of_its_own_contrast(tmp_path):
+    """Every structure gains one value; what is not labelled keeps its own, and both patches gain alike."""
+    mask = np.zeros((150, 150, 150), bool)
+    mask[:, :, 75:] = True
+    volume = lone(mask, tmp_path)  # 100 HU in the structure, -100 elsewhere
+    config = dataclasses.replace(FULL, augmentation=dataclasses.replace(STILL, contrast=1.0, contrast_hu=100.0))
+    gained = []
+    for seed in range(40):
+        pair = draw_pair(volume, 64, config, np.random.default_rng(seed))
+        inner = [ndimage.binary_erosion(target, iterations=3) for target in pair.target]
+        rests = [~target & (hu > -150) for hu, target in zip(pair.hu, pair.target)]  # -1000 lies beyond the scan
+        outer = [ndimage.binary_erosion(rest, iterations=3) for rest in rests]
+        own = np.concatenate([hu[m] for hu, m in zip(pair.hu, inner)])
+        rest = np.concatenate([hu[m] for hu, m in zip(pair.hu, outer)])
+        assert np.ptp(own) < 0.1 and np.allclose(rest, -100, atol=0.1)
+        gained.append(own.mean() - 100)
+    assert 10 < sum(abs(g) < 0.1 for g in gained) < 32  # half of them gain nothing
+    assert max(gained) > 20 and min(gained) < -20
+
+
+def test_a_lesion_takes_the_place_of_the_structure(volume):
+    config = dataclasses.replace(FULL, augmentation=dataclasses.replace(STILL, lesion=1.0))
+    for seed in range(12):
+        pair = draw_pair(volume, 64, config, np.random.default_rng(seed))
+        assert pair.target[0].any() and pair.target[1].any()  # both hold the anchor
+        in_u, in_v = (tuple(slice(max(0, s * o), min(64, 64 + s * o)) for o in pair.offset) for s in (1, -1))
+        assert np.array_equal(pair.target[0][in_u], pair.target[1][in_v])  # one lesion, seen from two places

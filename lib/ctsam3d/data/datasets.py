@@ -7,7 +7,6 @@ they have a counterpart there.
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import json
@@ -20,7 +19,9 @@ from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import pandas as pd
 
+from ctsam3d.data.convert.cases import MetaRow, read_meta
 from ctsam3d.data.io import Case, read_case, read_labels, read_volume
 from ctsam3d.data.labels import NAMES, V1_FROM_V2
 
@@ -44,7 +45,7 @@ TUMOURS = {"msd_pancreas": "pancreas_tumour", "msd_colon": "colon_tumour"}
 _MSD_NAMES = {"msd_pancreas": ("pancreas", "pancreas_tumour"), "msd_colon": ("colon_tumour",)}
 _FLARE22_FILE = re.compile(r"(FLARE22_Tr|FLARE22_Ts|FLARETs)_\d{4}$")
 _FLARE22_SPLITS = {"FLARE22_Tr": "train", "FLARE22_Ts": "test", "FLARETs": "test"}
-_CONVERTED_SPLITS = {"training": "train", "test": "test"}  # as the conversion records them with each image
+_SPLIT_OF = {"training": "train"} | {split: split for split in SPLITS}  # as our conversion and others call them
 _DATASTORE_FILE = "datastore_v2.json"  # of MONAI Label
 _META_FILE = "meta.csv"  # of TotalSegmentator
 
@@ -58,12 +59,17 @@ class CaseFiles:
         files: all that it is read from.
         read: gives the case; raises as `read_case`.
         split: "train", "val" or "test" as the data set says, "" where it says nothing.
+        patient: as the data set says; the case itself where it says nothing.
     """
 
     name: str
     files: tuple[Path, ...]
     read: Callable[[], Case] = field(compare=False, repr=False)
     split: str = ""
+    patient: str = ""
+
+    def __post_init__(self):
+        object.__setattr__(self, "patient", self.patient or self.name)
 
     def fingerprint(self) -> str:
         """Hexadecimal; another one as soon as a file has another name, size or time of change."""
@@ -188,6 +194,25 @@ def read_case_list(path: str | os.PathLike) -> tuple[str, ...]:
     return names
 
 
+def read_patients(path: str | os.PathLike) -> dict[str, str]:
+    """Patient of each case, of a CSV file with the columns case and patient.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a file without these columns, or with an empty field.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"patients must be an existing CSV file, got {path}")
+    try:
+        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (ValueError, UnicodeError) as error:
+        raise ValueError(f"patients {path} cannot be read as a table: {error}") from error
+    if not {"case", "patient"} <= set(frame) or (frame[["case", "patient"]] == "").any(axis=None):
+        raise ValueError(f"patients must be a CSV file with the columns case and patient, both filled, got {path}")
+    return dict(zip(frame["case"], frame["patient"]))
+
+
 # ---- folders of cases ------------------------------------------------------------------------------------------------
 
 
@@ -199,10 +224,10 @@ def _folder_cases(data: Path) -> list[CaseFiles]:
     return [_folder_case(folder) for folder in data.iterdir() if _is_case(folder)]
 
 
-def _folder_case(folder: Path, names: Callable[[str], str] = str, split: str = "") -> CaseFiles:
+def _folder_case(folder: Path, names: Callable[[str], str] = str, split: str = "", patient: str = "") -> CaseFiles:
     patterns = ("ct.nii.gz", "*.dcm", "seg.nii.gz", "labels.json", "segmentations/*.nii.gz")
     files = tuple(path for pattern in patterns for path in sorted(folder.glob(pattern)))
-    return CaseFiles(folder.name, files, partial(_read_folder, folder, names), split)
+    return CaseFiles(folder.name, files, partial(_read_folder, folder, names), split, patient)
 
 
 def _read_folder(folder: Path, names: Callable[[str], str]) -> Case:
@@ -219,23 +244,14 @@ def _read_folder(folder: Path, names: Callable[[str], str]) -> Case:
 def _totalseg_cases(data: Path) -> list[CaseFiles]:
     if (data / _DATASTORE_FILE).is_file():
         return _datastore_cases(data)
-    splits = _read_meta(data / _META_FILE) if (data / _META_FILE).is_file() else {}
-    folders = [folder for folder in data.iterdir() if _is_case(folder)]
-    return [_folder_case(folder, own_name, splits.get(folder.name, "")) for folder in folders]
+    rows = read_meta(data / _META_FILE) if (data / _META_FILE).is_file() else {}
+    found = {folder: rows.get(folder.name, MetaRow()) for folder in data.iterdir() if _is_case(folder)}
+    return [_folder_case(f, own_name, _SPLIT_OF.get(row.split, ""), row.patient) for f, row in found.items()]
 
 
 def own_name(name: str) -> str:
     """TotalSegmentator's name of a structure as ours; itself where it has no counterpart."""
     return V1_FROM_V2.get(name) or name
-
-
-def _read_meta(path: Path) -> dict[str, str]:
-    """Split of each case, of the table that TotalSegmentator comes with."""
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        delimiter = ";" if ";" in file.readline() else ","
-        file.seek(0)
-        rows = csv.DictReader(file, delimiter=delimiter)
-        return {row["image_id"]: row.get("split") or "" for row in rows if row.get("image_id")}
 
 
 def _datastore_cases(data: Path) -> list[CaseFiles]:
@@ -250,8 +266,9 @@ def _datastore_cases(data: Path) -> list[CaseFiles]:
             if final:
                 files = images / f"{name}{entry['image']['ext']}", labels / f"{name}{final['ext']}"
                 names = _named_values(final.get("info", {}).get("label_info")) or dict(enumerate(NAMES, start=1))
-                split = entry["image"].get("info", {}).get("split", "")
-                cases.append(_label_map_case(name, *files, names, _CONVERTED_SPLITS.get(split, "")))
+                info = entry["image"].get("info", {})
+                split, patient = _SPLIT_OF.get(info.get("split"), ""), str(info.get("patient") or "")
+                cases.append(_label_map_case(name, *files, names, split, patient))
         return cases
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"path {path} must be the record of a MONAI Label datastore: {error!r}") from error
@@ -315,8 +332,10 @@ def _add(files: dict[str, Path], name: str, path: Path) -> None:
 # ---- an image and its label map --------------------------------------------------------------------------------------
 
 
-def _label_map_case(name: str, image: Path, labels: Path, names: Mapping[int, str], split: str = "") -> CaseFiles:
-    return CaseFiles(name, (image, labels), partial(_read_label_map, name, image, labels, names), split)
+def _label_map_case(
+    name: str, image: Path, labels: Path, names: Mapping[int, str], split: str = "", patient: str = ""
+) -> CaseFiles:
+    return CaseFiles(name, (image, labels), partial(_read_label_map, name, image, labels, names), split, patient)
 
 
 def _read_label_map(name: str, image: Path, labels: Path, names: Mapping[int, str]) -> Case:

@@ -15,11 +15,13 @@ import nibabel as nib
 import numpy as np
 from scipy import ndimage
 
-from ctsam3d.data import phantom_frame, phantom_organs
+from ctsam3d.data import phantom_frame, phantom_organs, phantom_rich
 from ctsam3d.data.files import atomic_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.data.phantom_canvas import Canvas, SmoothField
+from ctsam3d.data.phantom_limbs import LIMB_REGIONS_MM, paint_limbs
 from ctsam3d.data.phantom_materials import Material, tissue_tables
+from ctsam3d.data.phantom_scanner import Scanner, narrowed, render
 from ctsam3d.volume import Volume
 
 # Lowest and highest level in reference mm; 0 is the level of the femoral heads.
@@ -50,28 +52,31 @@ class Phantom:
 
     Attributes:
         volume: int16 HU, affine RAS.
-        labels_ijk: uint8, same shape: values of `labels.NAMES`, 0 where the body has no such structure.
+        labels_ijk: uint8, same shape: value v is `names[v - 1]`, 0 where the body has no such structure.
+        names: `labels.NAMES`; of a rich phantom followed by further ones.
     """
 
     volume: Volume
     labels_ijk: np.ndarray
+    names: tuple[str, ...] = NAMES
 
 
-def make_phantom(seed: int, spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5), region: str = "trunk") -> Phantom:
+def make_phantom(
+    seed: int, spacing_mm: tuple[float, float, float] = (1.5, 1.5, 1.5), region: str = "trunk", rich: bool = False
+) -> Phantom:
     """One patient, the same for the same `seed` at any spacing and in any region.
 
     Args:
         seed: non-negative.
         spacing_mm: voxel size along R, A, S.
         region: a key of `REGIONS_MM`: the part of the body that is in the scan.
+        rich: with masses, branching vessels, single muscles and implants, a label for nearly everything, and scanners
+            of all kinds, some of which see a part only. What is drawn for these depends on region and spacing too.
 
     Raises:
         ValueError: a spacing that is not positive and finite, or an unknown region.
     """
-    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
-        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm}")
-    if region not in REGIONS_MM:
-        raise ValueError(f"region must be one of {', '.join(REGIONS_MM)}, got {region!r}")
+    _check(spacing_mm, region, REGIONS_MM)
     # A stream of its own for each painter: what one of them draws moves no other organ.
     streams = [np.random.default_rng(s) for s in np.random.SeedSequence(seed).spawn(len(_PAINTERS) + 4)]
     frame = phantom_frame.Frame(streams[0])
@@ -82,7 +87,59 @@ def make_phantom(seed: int, spacing_mm: tuple[float, float, float] = (1.5, 1.5, 
     _paint_table(canvas, world_mm)
     affine = np.diag([*map(float, spacing_mm), 1.0])
     affine[:3, 3] = [axis[0] for axis in world_mm]
+    if rich:
+        return _enriched(seed, canvas, affine, spacing_mm)
     return Phantom(Volume(_render(canvas, spacing_mm, streams[3]), affine), canvas.labels)
+
+
+def _enriched(seed: int, canvas: Canvas, affine: np.ndarray, spacing_mm) -> Phantom:
+    rngs = [np.random.default_rng(s) for s in np.random.SeedSequence((seed, 1)).spawn(6)]
+    palette = phantom_rich.Palette([tuple(map(float, row)) for row in zip(*tissue_tables(rngs[0]))])
+    phantom_rich.split_muscles(canvas, palette, rngs[1])
+    phantom_rich.paint_vessels(canvas, palette, rngs[2])
+    phantom_rich.paint_masses(canvas, palette, rngs[3])
+    phantom_rich.paint_implants(canvas, palette, rngs[4])
+    phantom_rich.label_the_rest(canvas, palette)
+    return scanned(canvas.materials, canvas.labels, canvas.fine, palette, affine, spacing_mm, rngs[5])
+
+
+def scanned(materials, labels, relief, palette: phantom_rich.Palette, affine, spacing_mm, rng) -> Phantom:
+    """A painted body as a scanner of some kind shows it, or a part of it; what is small has no label."""
+    hu = render(materials, palette.table, relief, spacing_mm, Scanner.drawn(rng, spacing_mm[2]), rng)
+    box, lacking = narrowed(hu.shape, spacing_mm, rng)
+    hu, labels = np.ascontiguousarray(hu[box]), np.ascontiguousarray(labels[box])
+    if lacking is not None:
+        hu[lacking], labels[lacking] = -1024, 0
+    small = np.bincount(labels.ravel(), minlength=256) < phantom_rich.LEAST_VOXELS
+    labels[small[labels]] = 0
+    affine = affine.copy()
+    affine[:3, 3] += [s.start * step for s, step in zip(box, spacing_mm)]
+    return Phantom(Volume(hu, affine), labels, tuple(palette.names))
+
+
+def make_limb_phantom(seed: int, spacing_mm=(1.5, 1.5, 1.5), region: str = "thighs") -> Phantom:
+    """A rich phantom of limbs.
+
+    Args:
+        seed, spacing_mm: as of `make_phantom`.
+        region: a key of `phantom_limbs.LIMB_REGIONS_MM`.
+
+    Raises:
+        ValueError: a spacing that is not positive and finite, or an unknown region.
+    """
+    _check(spacing_mm, region, LIMB_REGIONS_MM)
+    canvas, palette, world_mm = paint_limbs(seed, spacing_mm, region)
+    affine = np.diag([*map(float, spacing_mm), 1.0])
+    affine[:3, 3] = [axis[0] for axis in world_mm]
+    rng = np.random.default_rng((seed, 3))
+    return scanned(canvas.materials, canvas.labels, canvas.fine, palette, affine, spacing_mm, rng)
+
+
+def _check(spacing_mm, region: str, regions) -> None:
+    if len(spacing_mm) != 3 or not all(np.isfinite(s) and s > 0 for s in spacing_mm):
+        raise ValueError(f"spacing_mm must be three positive numbers, got {spacing_mm}")
+    if region not in regions:
+        raise ValueError(f"region must be one of {', '.join(regions)}, got {region!r}")
 
 
 def _canvas(rng, frame, spacing_mm, levels_mm) -> tuple[Canvas, list[np.ndarray]]:
@@ -149,19 +206,19 @@ def write_phantom_case(folder: str | os.PathLike, phantom: Phantom) -> Path:
         image.header.set_slope_inter(1, 0)
         with atomic_path(folder / f"{name}.nii.gz") as path:
             nib.save(image, path)
-    present = {str(v): NAMES[v - 1] for v in np.flatnonzero(np.bincount(phantom.labels_ijk.ravel())) if v}
+    present = {str(v): phantom.names[v - 1] for v in np.flatnonzero(np.bincount(phantom.labels_ijk.ravel())) if v}
     with atomic_path(folder / "labels.json") as path:
         path.write_text(json.dumps(present, indent=1) + "\n", encoding="utf-8")
     return folder
 
 
 def make_phantom_cases(
-    folder: str | os.PathLike, count: int, seed: int, spacing_mm=(1.5, 1.5, 1.5), region: str = "trunk"
+    folder: str | os.PathLike, count: int, seed: int, spacing_mm=(1.5, 1.5, 1.5), region: str = "trunk", rich=False
 ) -> list[Path]:
     """Write the phantoms of seeds `seed` to `seed + count - 1` as `folder/phantom_<seed>`."""
     if count < 1:
         raise ValueError(f"count must be at least 1, got {count}")
     return [
-        write_phantom_case(Path(folder) / f"phantom_{s}", make_phantom(s, spacing_mm, region))
+        write_phantom_case(Path(folder) / f"phantom_{s}", make_phantom(s, spacing_mm, region, rich))
         for s in range(seed, seed + count)
     ]

@@ -21,15 +21,18 @@ MUSCLE_HU = (-29.0, 150.0)
 SURFACE_HU = -250.0  # above it tissue, below it lung, gas or outside
 SKIN_MM = 2.0
 _BONE_HU = 150.0
+_THIN_BONE_HU, _THIN_BONE_MM = 110.0, 6.0  # partial volume of a cortex, so near to what is surely bone
 _PLACE_MM = 3.0  # voxel size of the grid that places are found on
 _BRIDGE_MM = 20.0  # half the widest gap in the muscular wall that the hull bridges: linea alba, lumbar triangle
 _BEYOND_ORGANS_MM, _BEYOND_IN_THICK_FAT_MM = 25.0, 80.0  # how far visceral fat reaches past the organs
 _THICK_FAT_MM = 7.0  # half the thickness of fat that no gap between muscles holds
 _MARROW_MM2 = 4000.0  # the largest cross-section inside one bone: a tibial plateau; the chest is larger
+_MARROW_CLOSINGS = 2  # by a coarse voxel each, of the gaps in the bone around it
 _DISC_MM = 6.0  # half the height of the space between two vertebrae
 _LEAST_SOLID_ML = 10.0  # smaller lean parts in fat are veins, nodes and lumps, no wall
 _LEAST_GAS_ML = 3.0
 _LEAST_LUNG_ML = 400.0  # more than gas of a bowel in one piece
+_WIDE_LUNGS = 0.5  # of their largest cross-section, at the levels of the heart and below
 _THICK_MM = 28.0  # half the thickness of lean tissue in the trunk above which it is an organ
 _WALL_MM = 8.0  # of which so much beside subcutaneous fat or skin is the wall
 _BELOW_LUNGS_MM = 150.0
@@ -158,20 +161,31 @@ def visceral_growth(grid: Coarse, fat: np.ndarray, organs: np.ndarray) -> np.nda
 def bone_region(grid: Coarse) -> np.ndarray:
     """Bones without a label, marrow and canals that bones enclose, and the discs between labelled vertebrae."""
     bright, labelled = (grid.hu > _BONE_HU) & grid.body, grid.among(_BONES)
-    bone = bright | labelled
-    closed = ndimage.binary_closing(np.pad(bone, 2), iterations=2)[2:-2, 2:-2, 2:-2] | bone
-    most = _MARROW_MM2 / (grid.spacing_mm[1] * grid.spacing_mm[2])
+    thin = (grid.hu > _THIN_BONE_HU) & grid.body & (grid.distance_mm(bright) <= _THIN_BONE_MM)
     out = bright & ~ndimage.binary_dilation(labelled)  # at labelled bones each voxel of the scan decides for itself
-    for k, plane in enumerate(closed):
-        holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
-        if count:
-            voxels = np.bincount(holes.ravel())
-            out[k] |= ((voxels <= most) & (np.arange(count + 1) > 0))[holes]
+    most = _MARROW_MM2 / (grid.spacing_mm[1] * grid.spacing_mm[2])
+    # The more a wall with gaps is closed, the less is left of a narrow hole, so that all ways count.
+    for wall in (bright | labelled, bright | labelled | thin):
+        for times in range(_MARROW_CLOSINGS + 1):
+            for k, plane in enumerate(_closed(wall, times)):
+                out[k] |= _small_holes(plane, most)
     spine = grid.among(_VERTEBRAE)
     if spine.any():
         around = grid.distance_mm(spine) <= _DISC_MM
         out |= around & (grid.distance_mm(~around) > _DISC_MM)
     return out
+
+
+def _closed(mask: np.ndarray, times: int) -> np.ndarray:
+    if not times:
+        return mask
+    return ndimage.binary_closing(np.pad(mask, times), iterations=times)[(slice(times, -times),) * 3] | mask
+
+
+def _small_holes(plane: np.ndarray, most: float) -> np.ndarray:
+    """What a 2D mask encloses in pieces of at most `most` voxels."""
+    holes, count = ndimage.label(ndimage.binary_fill_holes(plane) & ~plane)
+    return ((np.bincount(holes.ravel()) <= most) & (np.arange(count + 1) > 0))[holes]
 
 
 def deep_air(grid: Coarse) -> np.ndarray:
@@ -203,13 +217,14 @@ def organ_space(grid: Coarse, air: np.ndarray) -> np.ndarray:
 
 def thick_organs(grid: Coarse, bone: np.ndarray, air: np.ndarray, subcutaneous: np.ndarray) -> np.ndarray:
     """Liver, spleen and heart where they have no label: beside and below lungs, what is too thick to be muscle."""
-    lungs = cc3d.dust(air, threshold=int(_LEAST_LUNG_ML / grid.voxel_ml), connectivity=6).any(axis=(1, 2))
+    lungs = cc3d.dust(air, threshold=int(_LEAST_LUNG_ML / grid.voxel_ml), connectivity=6).sum(axis=(1, 2))
     none = np.zeros(grid.body.shape, bool)
     if not lungs.any():
         return none
     levels = np.flatnonzero(lungs)
+    heart = np.flatnonzero(lungs >= _WIDE_LUNGS * lungs.max())[-1]  # above it are shoulders, thick too
     trunk = none.copy()
-    trunk[max(0, levels[0] - int(_BELOW_LUNGS_MM / grid.spacing_mm[0])) : levels[-1] + 1] = True
+    trunk[max(0, levels[0] - int(_BELOW_LUNGS_MM / grid.spacing_mm[0])) : heart + 1] = True
     lean = trunk & grid.body & ~bone & (grid.labels == 0) & (grid.hu > MUSCLE_HU[0])
     core = edt.edt(lean, anisotropy=grid.spacing_mm, black_border=False) > _THICK_MM
     wall = grid.distance_mm(~grid.body | subcutaneous) <= _WALL_MM

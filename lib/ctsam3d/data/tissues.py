@@ -102,7 +102,8 @@ def _tissues_zyx(hu, smooth, labels, body, grid: Coarse, spacing_mm) -> np.ndarr
     subcutaneous = grid.fine(places.subcutaneous)
     out[fat & subcutaneous] = SUBCUTANEOUS
     out[fat & grid.fine(places.visceral) & ~subcutaneous] = VISCERAL
-    out[muscle(smooth, free & ~grid.fine(places.organs), spacing_mm)] = MUSCLE
+    inner = ndimage.binary_erosion(places.organs, border_value=1)  # at its border each voxel decides for itself
+    out[muscle(smooth, free & ~grid.fine(inner), spacing_mm)] = MUSCLE
     return out
 
 

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from ctsam3d.clicks import USERS, check_user
-from ctsam3d.data.datasets import KINDS, SPLITS, TUMOURS, DataSet, find_dataset, read_case_list
-from ctsam3d.evaluation.report import RunInfo, Skipped, write_report
-from ctsam3d.evaluation.runs import Parts, Run, Settings, code_sha256, dealt, process_group, together
+from ctsam3d.data.datasets import (
+    KINDS,
+    SPLITS,
+    TUMOURS,
+    CaseFiles,
+    DataSet,
+    find_dataset,
+    read_case_list,
+    read_patients,
+)
+from ctsam3d.evaluation.report import RunInfo, Skipped, results_frame, write_report
+from ctsam3d.evaluation.report_sections import examples
+from ctsam3d.evaluation.runs import Gathered, Parts, Run, Settings, dealt, process_group, together
 from ctsam3d.evaluation.simulate import (
     CLICK_COUNTS,
     TOLERANCE_MM,
@@ -58,6 +68,7 @@ def evaluate(
     case_list: str | os.PathLike | None = None,
     split: str | None = None,
     user: str = USERS[0],
+    patients: str | os.PathLike | None = None,
 ) -> Path | None:
     """Evaluate weights on a data set and write the report into `out`: results.csv, report.md and what belongs to it.
 
@@ -73,13 +84,16 @@ def evaluate(
         min_voxels: structures with fewer voxels at the model's spacing are left out and listed.
         tolerance_mm: of NSD; NSD at 2 mm is there in any case.
         device: "cpu" or "cuda"; under torchrun every process takes a GPU of its own.
-        overlays: also write `out`/overlays/<case>_<structure>.png: the last mask of seed 0, through its first click.
+        overlays: write `out`/overlays/<case>_<structure>.png of every structure, not of the best, the median and the
+            worst alone: the last mask of seed 0, through its first click.
         expand: whether a click spreads to the patches around its own, as far as the structure goes.
         command: for the report.
         dataset: kind of the data set, "auto" or one of `KINDS`.
         case_list: text file with the names of the cases, in the place of `cases`.
         split: "train", "val", "test" or "all", see `DataSet.chosen`; not beside names of cases.
         user: who clicks, one of `USERS`, see `user_click`.
+        patients: CSV file with the columns case and patient, for intervals over patients; the patients of cases that
+            it leaves out are those that the data set names, else the cases themselves.
 
     Returns:
         Path of the report; None in the processes that do not write it.
@@ -92,22 +106,24 @@ def evaluate(
             raise ValueError(f"{name} must be at least {least}, got {value}")
     check_user(user)
     counts = check_click_counts(clicks) if clicks is not None else None
+    patient_of = read_patients(patients) if patients is not None else {}
     found = find_dataset(data, dataset)
     chosen = found.chosen(_names(cases, case_list, split), split)
     counts = counts or (TUMOUR_CLICK_COUNTS if found.kind in TUMOURS else CLICK_COUNTS)
     with process_group(device) as device:
         segmenter = load(weights, device)
-        settings = _settings(segmenter, counts, seeds, tolerance_mm, user, expand)
-        pictures = Path(out) / "overlays" if overlays else None
-        run = Run(Parts(Path(out) / "parts", settings), structures or found.structures, min_voxels, pictures)
+        settings = Settings.of(segmenter, counts, seeds, tolerance_mm, user, expand)
+        run = Run(Parts(Path(out) / "parts", settings), structures or found.structures, min_voxels, overlays)
         failed = together(run.do(segmenter, dealt(chosen)))
         if processes.rank() > 0:
             return None
         if failed:
             reasons = "; ".join(f"{case}: {reason}" for case, reason in sorted(failed.items()))
             raise ValueError(f"cases must be usable, the others are done and kept in {out}; {reasons}")
-        info = _run_info(found, weights, segmenter, settings, [case.name for case in chosen], min_voxels, command)
-        return write_report(out, *run.gather(chosen), info)
+        gathered = run.gather(chosen)
+        info = _run_info(found, weights, segmenter, run, chosen, gathered, command, patient_of)
+        pictures = _pictures(run, segmenter, chosen, gathered, overlays)
+        return write_report(out, gathered.results, gathered.skipped, info, pictures=pictures)
 
 
 def find_cases(data: str | os.PathLike, names: Sequence[str] | None = None) -> list[Path]:
@@ -128,38 +144,38 @@ def _names(cases: Sequence[str] | None, case_list, split: str | None) -> Sequenc
     return read_case_list(case_list) if case_list is not None else cases
 
 
-def _settings(
-    segmenter: Segmenter, counts: tuple[int, ...], seeds: int, tolerance_mm: float, user: str, expand: bool
-) -> Settings:
-    info = segmenter.info
-    return Settings(
-        weights_sha256=info.sha256,
-        hu_window=info.hu_window,
-        spacing_mm=info.spacing_mm,
-        feedback=info.feedback,
-        peak_threshold=info.peak_threshold,
-        clicks=counts,
-        seeds=tuple(range(seeds)),
-        tolerance_mm=float(tolerance_mm),
-        user=user,
-        expand=expand,
-        device=segmenter.device.type,
-        code=code_sha256(),
-    )
+def _pictures(
+    run: Run, segmenter: Segmenter, chosen: Sequence[CaseFiles], gathered: Gathered, every: bool
+) -> dict[tuple[str, str], Path]:
+    """Of every structure of a case that was clicked, or of the `examples` alone."""
+    if not gathered.results:
+        return {}
+    files = {case.name: case for case in chosen}
+    clicked = dict.fromkeys((result.case, result.structure) for result in gathered.results)
+    keys = clicked if every else examples(results_frame(gathered.results))
+    return {(case, structure): run.picture(segmenter, files[case], structure) for case, structure in keys}
 
 
 def _run_info(
-    found: DataSet, weights, segmenter: Segmenter, settings: Settings, cases: list[str], min_voxels: int, command: str
+    found: DataSet,
+    weights: str | os.PathLike,
+    segmenter: Segmenter,
+    run: Run,
+    chosen: Sequence[CaseFiles],
+    gathered: Gathered,
+    command: str,
+    patient_of: Mapping[str, str],
 ) -> RunInfo:
-    info = segmenter.info
+    info, settings = segmenter.info, run.parts.settings
+    patients = {case.name: patient_of.get(case.name, case.patient) for case in chosen}
     return RunInfo(
         weights=os.fspath(weights),
         version=info.version,
         sha256=info.sha256,
         trained_on=tuple(map(str, info.notes.get("data", ()))),
-        cases=tuple(cases),
+        cases=tuple(case.name for case in chosen),
         seeds=settings.seeds,
-        min_voxels=min_voxels,
+        min_voxels=run.min_voxels,
         spacing_mm=info.spacing_mm,
         tolerance_mm=settings.tolerance_mm,
         device=str(segmenter.device),
@@ -167,4 +183,6 @@ def _run_info(
         expand=settings.expand,
         dataset="" if found.kind == "cases" else found.kind,
         user=settings.user,
+        memory_mb=gathered.memory_mb or None,
+        patients={case: patient for case, patient in patients.items() if patient != case},
     )

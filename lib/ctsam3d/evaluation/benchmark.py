@@ -6,7 +6,6 @@ Clicks are timed against the dense path: the same weights, patches and memory la
 from __future__ import annotations
 
 import dataclasses
-import resource
 import statistics
 import tempfile
 import time
@@ -24,7 +23,7 @@ from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.data.io import Case
 from ctsam3d.data.labels import NAMES, VALUE_OF
 from ctsam3d.data.phantoms import make_phantom
-from ctsam3d.evaluation.timing import Row, in_turn, median_row, seconds_of, wait
+from ctsam3d.evaluation.timing import Row, in_turn, median_row, peak_memory_mb, seconds_of, wait
 from ctsam3d.expansion import QUIET, Patch, neighbours
 from ctsam3d.model.build import PATCH_SIZE, PRESETS, SPACING_MM, build
 from ctsam3d.model.modulation import PsapLayer
@@ -342,7 +341,7 @@ def benchmark_training(
             row: Row = {"preset": preset, "step s": statistics.median(totals)}
             row["pair-round s"] = row["step s"] / (config.rounds * batch_size)
             row |= {f"{name} %": 100 * sum(seconds[name] for seconds in steps) / sum(totals) for name in SHARES}
-            rows.append({**row, "peak memory GB": _peak_gb(device)})
+            rows.append({**row, "peak memory GB": peak_memory_mb(torch.device(device)) / 1000})
     return rows
 
 
@@ -375,9 +374,3 @@ def _timed_step(run: Run, loader, step: int) -> dict[str, float]:
     seconds["P"] *= run.config.rounds
     seconds["S"] = seconds.pop("network") - seconds["P"]
     return seconds
-
-
-def _peak_gb(device: str) -> float:
-    if device != "cpu":
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts in KB

@@ -18,12 +18,13 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy.stats import wilcoxon
 
+from ctsam3d.data.datasets import read_patients
 from ctsam3d.evaluation.report import write_document
 from ctsam3d.evaluation.report_document import Block, Bullets, Document, Picture, Section, Table
 from ctsam3d.evaluation.report_groups import GROUPS, grouped
 from ctsam3d.evaluation.report_run import read_results
-from ctsam3d.evaluation.report_statistics import interval
 from ctsam3d.evaluation.report_tables import clicks_text, headline_clicks, number
+from ctsam3d.evaluation.statistics import interval
 
 SCORES = {"dsc": "DSC", "nsd": "NSD", "nsd_2mm": "NSD at 2 mm"}
 ALPHA = 0.05
@@ -85,7 +86,13 @@ def compare_pairs(name: str, a: np.ndarray | pd.Series, b: np.ndarray | pd.Serie
         return Difference(name, 0, *(float("nan"),) * 5)
     change = np.round(b - a, _DIGITS)
     p = float(wilcoxon(change).pvalue) if change.any() else 1.0
-    return Difference(name, len(a), float(a.mean()), float(b.mean()), *interval(change), p)
+    return Difference(name, len(a), float(a.mean()), float(b.mean()), *_bounds(change), p)
+
+
+def _bounds(values: np.ndarray) -> tuple[float, float]:
+    """The 95 % interval of the mean of one value a patient."""
+    found = interval(pd.DataFrame({"case": np.arange(len(values)), "structure": "", "value": values}), "value")
+    return found.low, found.high
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -139,17 +146,19 @@ def compare(
 
     Args:
         a, b: folders of runs, or their results.csv.
-        patients: a CSV file with the columns case and patient; cases that it leaves out are patients of their own.
+        patients: a CSV file with the columns case and patient; the patients of cases that it leaves out are as A has
+            them.
         command: for the report.
 
     Raises:
         FileNotFoundError, ValueError: a file that is not there or cannot be used, or no row in common.
     """
     frame_a, frame_b = read_results(a), read_results(b)
-    both, patient_of = pair(frame_a, frame_b), _read_patients(patients)
+    both, patient_of = pair(frame_a, frame_b), dict(zip(frame_a["case"], frame_a["patient"]))
+    patient_of |= read_patients(patients) if patients is not None else {}
     clicks = headline_clicks(both)
     structures = {score: by_structure(both, score, clicks, patient_of) for score in ("dsc", "nsd")}
-    unit = "patients" if patient_of else "cases"
+    unit = "cases" if all(case == patient for case, patient in patient_of.items()) else "patients"
     sections = (
         Section("What is compared", (Bullets(_head(a, b, frame_a, frame_b, both, command)),)),
         Section("Over all structures", (_table(by_score(both, patient_of), unit), *_notes(unit))),
@@ -186,15 +195,6 @@ def _by_patient(rows: pd.DataFrame, score: str, patients: Mapping[str, str] | No
 
 def _corrected(found: Sequence[Difference]) -> list[Difference]:
     return [replace(one, adjusted=p) for one, p in zip(found, holm([one.p for one in found]))]
-
-
-def _read_patients(path: str | os.PathLike | None) -> dict[str, str]:
-    if path is None:
-        return {}
-    frame = pd.read_csv(path, dtype=str)
-    if not {"case", "patient"} <= set(frame) or frame[["case", "patient"]].isna().any(axis=None):
-        raise ValueError(f"patients must be a CSV file with the columns case and patient, both filled, got {path}")
-    return dict(zip(frame["case"], frame["patient"]))
 
 
 def _head(a, b, frame_a: pd.DataFrame, frame_b: pd.DataFrame, both: pd.DataFrame, command: str) -> tuple[str, ...]:

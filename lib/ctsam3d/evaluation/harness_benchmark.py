@@ -13,7 +13,7 @@ from pathlib import Path
 from ctsam3d.data.datasets import CaseFiles, find_dataset
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.evaluation import MIN_VOXELS, TOLERANCE_MM
-from ctsam3d.evaluation.runs import Parts, Run, Settings, code_sha256
+from ctsam3d.evaluation.runs import Parts, Run, Settings
 from ctsam3d.evaluation.simulate import CLICK_COUNTS
 from ctsam3d.evaluation.timing import Row, wait
 from ctsam3d.segmenter import Segmenter, load
@@ -55,7 +55,8 @@ def benchmark_evaluation(
         if data is None:
             data = Path(folder) / "data"
             write_phantom_case(data / f"phantom_{seed}", make_phantom(seed, region="abdomen"))
-        parts = Parts(Path(folder) / "parts", _settings(clocked, seeds, expand, user))
+        settings = Settings.of(clocked, CLICK_COUNTS, seeds, TOLERANCE_MM, user, expand)
+        parts = Parts(Path(folder) / "parts", settings)
         run = Run(parts, structures, MIN_VOXELS)
         for files in find_dataset(data).chosen(cases):
             rows.append(_measured(run, clocked, files))
@@ -71,7 +72,7 @@ def _measured(run: Run, clocked: _Clocked, files: CaseFiles) -> Row:
     total = time.perf_counter() - start
     if failed:
         raise ValueError(f"cases must be usable, {files.name} is not: {failed[files.name]}")
-    results, _ = run.gather([files])
+    results = run.gather([files]).results
     network, clicks, reading = (clocked.seconds.get(name, 0.0) for name in ("network", "clicks", "reading"))
     return {
         "case": files.name,
@@ -86,13 +87,6 @@ def _measured(run: Run, clocked: _Clocked, files: CaseFiles) -> Row:
 
 def _share(row: Row) -> float:
     return 100 * (row["harness s"] + row["reading s"]) / row["network s"] if row["network s"] else float("nan")
-
-
-def _settings(segmenter: Segmenter, seeds: int, expand: bool, user: str) -> Settings:
-    info = segmenter.info
-    weights = (info.sha256, info.hu_window, info.spacing_mm, info.feedback, info.peak_threshold)
-    protocol = (CLICK_COUNTS, tuple(range(seeds)), TOLERANCE_MM, user, expand)
-    return Settings(*weights, *protocol, segmenter.device.type, code_sha256())
 
 
 class _Clocked(Segmenter):

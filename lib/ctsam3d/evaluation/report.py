@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -21,10 +22,10 @@ from ctsam3d.evaluation.report_run import RunInfo, Skipped, check_results, read_
 from ctsam3d.evaluation.report_sections import make_document
 from ctsam3d.evaluation.simulate import Result
 
-__all__ = ["COLUMNS", "RunInfo", "Skipped", "read_results", "write_document", "write_report"]
+__all__ = ["COLUMNS", "RunInfo", "Skipped", "read_results", "results_frame", "write_document", "write_report"]
 
-COLUMNS = tuple(field.name for field in dataclasses.fields(Result))
-PICTURES = "overlays"  # folder of the pictures that the harness draws, in that of the report
+COLUMNS = (*(field.name for field in dataclasses.fields(Result)), "patient")
+PICTURES = "overlays"  # folder of the pictures of masks, in that of the report
 
 
 def write_report(
@@ -33,33 +34,30 @@ def write_report(
     skipped: Sequence[Skipped],
     run: RunInfo,
     groups: Mapping[str, tuple[str, ...]] = GROUPS,
+    pictures: Mapping[tuple[str, str], Path] | None = None,
 ) -> Path:
     """Write results.csv, report.json, figures, report.md and report.html into `folder`; report.md is returned.
 
-    Each file is written whole or not at all. Of the pictures `folder`/overlays/<case>_<structure>.png those of the
-    best, the median and the worst run are shown; none has to be there.
+    Each file is written whole or not at all.
 
     Args:
         results: rows, or a frame with their fields as columns.
         groups: names of structures by group.
+        pictures: PNG of the mask by case and structure, where there is one; copied to
+            `folder`/overlays/<case>_<structure>.png. Of the `examples` they are shown.
 
     Raises:
         ValueError: no results, or a frame that `check_results` refuses.
     """
     if not len(results):
         raise ValueError(f"results must hold at least one structure, got none; {len(skipped)} were skipped")
-    folder, frame = Path(folder), _frame(results)
+    folder, frame = Path(folder), results_frame(results, run.patients)
     with atomic_path(folder / "results.csv") as path:
         frame.to_csv(path, index=False, float_format="%.6f")
     _write_text(folder / "report.json", json.dumps({"run": dataclasses.asdict(run)}, indent=1) + "\n")
-    drawn = {path.name for path in (folder / PICTURES).glob("*.png")}
-    pictures = {
-        (case, structure): f"{PICTURES}/{name}"
-        for case, structure in frame[["case", "structure"]].drop_duplicates().itertuples(index=False)
-        if (name := f"{case}_{structure}.png".replace("/", "-")) in drawn
-    }
+    shown = {key: _copied(path, folder, "_".join(key)) for key, path in (pictures or {}).items()}
     cost = cost_of_weights(run.weights, run.sha256)
-    document = make_document(frame, skipped, run, groups, cost, pictures)
+    document = make_document(frame, skipped, run, groups, cost, shown)
     return write_document(folder, "report", document, _figures(frame, run, groups))
 
 
@@ -78,10 +76,19 @@ def write_document(folder: Path, name: str, document: Document, figures: Mapping
     return folder / f"{name}.md"
 
 
-def _frame(results: Sequence[Result] | pd.DataFrame) -> pd.DataFrame:
+def results_frame(results: Sequence[Result] | pd.DataFrame, patients: Mapping[str, str] | None = None) -> pd.DataFrame:
+    """The table of results.csv, a row a result; arguments and errors as of `check_results`."""
     if not isinstance(results, pd.DataFrame):
-        results = pd.DataFrame([dataclasses.asdict(r) for r in results], columns=list(COLUMNS))
-    return check_results(results)
+        results = pd.DataFrame([dataclasses.asdict(r) for r in results])
+    return check_results(results, patients=patients)
+
+
+def _copied(picture: Path, folder: Path, name: str) -> str:
+    """A picture's path from `folder`, into which it is copied."""
+    target = folder / PICTURES / f"{name}.png".replace("/", "-")
+    with atomic_path(target) as path:
+        shutil.copyfile(picture, path)
+    return f"{PICTURES}/{target.name}"
 
 
 def _write_text(file: Path, text: str) -> None:

@@ -13,8 +13,14 @@ from matplotlib.figure import Figure
 
 from ctsam3d.evaluation import paper
 from ctsam3d.evaluation.report_groups import grouped
-from ctsam3d.evaluation.report_statistics import interval
-from ctsam3d.evaluation.report_tables import by_case, case_means, clicks_text, headline_clicks, structure_means
+from ctsam3d.evaluation.report_tables import (
+    bounds,
+    case_means,
+    clicks_text,
+    headline_clicks,
+    structure_bounds,
+    structure_means,
+)
 
 COLOUR, PALE, ACCENT = "#0064b4", "#9dc3e6", "#d9480f"
 _GROUP_COLOURS = (*colormaps["Dark2"].colors, *colormaps["Set1"].colors)
@@ -67,7 +73,7 @@ def click_curves(
     groups: Mapping[str, tuple[str, ...]],
     published: Sequence[paper.Published] = (),
 ) -> Figure:
-    """The paper's Fig. 4: scores against clicks; the mean over cases with its 95 % interval, and each group.
+    """The paper's Fig. 4: scores against clicks; the mean over structures with its 95 % interval, and each group.
 
     Args:
         published: the paper's means on the same data, shown as stars.
@@ -76,15 +82,14 @@ def click_curves(
     figure = Figure(figsize=(_WIDTH, 4.6 + 0.2 * math.ceil(len(members) / 3)), layout="constrained")
     axes = figure.subplots(1, len(names), sharey=True, squeeze=False)[0]
     for ax, (score, name) in zip(axes, names.items()):
-        cases = by_case(frame, score)
-        low, high = np.array([interval(cases[n]) for n in cases]).T
-        ax.fill_between(cases.columns, low, high, color="0.5", alpha=0.25, linewidth=0)
-        ax.plot(cases.columns, cases.mean(), color="0.1", marker="o", linewidth=3, label="mean over cases")
+        means, intervals = structure_means(frame, score), bounds(frame, score)
+        low, high = np.array([intervals[n] for n in means]).T
+        ax.fill_between(means.columns, low, high, color="0.5", alpha=0.25, linewidth=0)
+        ax.plot(means.columns, means.mean(), color="0.1", marker="o", linewidth=3, label="mean over structures")
         for colour, (group, structures) in zip(cycle(_GROUP_COLOURS), members.items() if len(members) > 1 else ()):
-            means = structure_means(frame[frame["structure"].isin(structures)], score).mean()
-            ax.plot(means.index, means, color=colour, marker=".", linewidth=1.2, label=group)
+            ax.plot(means.columns, means.loc[structures].mean(), color=colour, marker=".", linewidth=1.2, label=group)
         _stars(ax, score, published)
-        ax.set(ylim=(-0.02, 1.02), xticks=cases.columns, xlabel="clicks", title=name)
+        ax.set(ylim=(-0.02, 1.02), xticks=means.columns, xlabel="clicks", title=name)
         _grid(ax, "both")
     handles = {label: line for ax in axes for line, label in zip(*ax.get_legend_handles_labels())}
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=3, fontsize=8.5, frameon=False)
@@ -101,12 +106,12 @@ def _stars(ax, score: str, published: Sequence[paper.Published]) -> None:
 
 
 def structure_bars(frame: pd.DataFrame, score: str, name: str, groups: Mapping[str, tuple[str, ...]]) -> Figure:
-    """The paper's supplementary Fig. 4 and 5: a bar per structure, with the 95 % interval over cases.
+    """The paper's supplementary Fig. 4 and 5: a bar per structure, with its 95 % interval.
 
     A tick marks the score after the smallest number of clicks.
     """
     clicks, first = headline_clicks(frame), int(frame["clicks"].min())
-    means, cases = structure_means(frame, score), case_means(frame, score)[clicks]
+    means, intervals = structure_means(frame, score), structure_bounds(frame, score, clicks)
     columns = _columns(grouped(means.index, groups))
     lowest = max(max(places.values()) for places in columns)
     figure = Figure(figsize=(_WIDTH + 2 * (len(columns) - 1), 1.2 + 0.2 * lowest), layout="constrained")
@@ -115,7 +120,7 @@ def structure_bars(frame: pd.DataFrame, score: str, name: str, groups: Mapping[s
         order, at = list(places), list(places.values())
         bars = {"height": 0.75, "color": PALE, "edgecolor": COLOUR, "linewidth": 0.6}
         ax.barh(at, means.loc[order, clicks], label=f"after {clicks_text(clicks)}", **bars)
-        low, high = np.array([interval(cases[structure]) for structure in order]).T
+        low, high = np.array([intervals[structure] for structure in order]).T
         ax.hlines(at, low, high, color=COLOUR, linewidth=1.6)
         if first != clicks:
             tick = {"color": ACCENT, "markersize": 8, "markeredgewidth": 2, "label": f"after {clicks_text(first)}"}

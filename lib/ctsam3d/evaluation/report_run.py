@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -44,7 +45,9 @@ class RunInfo:
         command: the command line, "" where there was none.
         dataset: one of `paper.TITLES`; "" for data that the paper did not use.
         user: how the clicks were chosen; a key of `USERS`, or words.
-        memory_mb: the most memory that the run took, of the GPU where it used one, else of the process.
+        memory_mb: the most memory that the run took, of the GPU where it used one, else of a process; None where that
+            is not known.
+        patients: patient of each case, where that is not the case itself.
     """
 
     weights: str
@@ -62,6 +65,7 @@ class RunInfo:
     dataset: str = ""
     user: str = "deepest"
     memory_mb: float | None = None
+    patients: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self):
         paper.of_dataset(self.dataset)  # raises where there is no such data set
@@ -88,14 +92,21 @@ def read_results(path: str | os.PathLike) -> pd.DataFrame:
     if not path.is_file():
         raise FileNotFoundError(f"results must be a folder with results.csv, or such a file, got {path}")
     try:
-        frame = pd.read_csv(path, dtype={"case": str, "structure": str}, keep_default_na=False, na_values=["", "nan"])
+        frame = pd.read_csv(
+            path, dtype={"case": str, "structure": str, "patient": str}, keep_default_na=False, na_values=["", "nan"]
+        )
     except (ValueError, UnicodeError) as error:
         raise ValueError(f"results {path} cannot be read as a table: {error}") from error
     return check_results(frame, str(path))
 
 
-def check_results(frame: pd.DataFrame, source: str = "results") -> pd.DataFrame:
-    """The frame, if it is one of results.
+def check_results(
+    frame: pd.DataFrame, source: str = "results", patients: Mapping[str, str] | None = None
+) -> pd.DataFrame:
+    """The frame, if it is one of results; with a column ``patient``, as it has it or as `patients` says.
+
+    Args:
+        patients: of cases that are not each a patient of their own.
 
     Raises:
         ValueError: a missing column, no row, two rows of one run and number of clicks, a score beyond 0 to 1.
@@ -112,4 +123,6 @@ def check_results(frame: pd.DataFrame, source: str = "results") -> pd.DataFrame:
         low, high = frame[score].min(), frame[score].max()
         if low < 0 or high > 1:
             raise ValueError(f"{score} of {source} must be from 0 to 1, got {low} to {high}")
-    return frame
+    if "patient" in frame:
+        return frame.astype({"patient": str})
+    return frame.assign(patient=[(patients or {}).get(case, case) for case in frame["case"]])

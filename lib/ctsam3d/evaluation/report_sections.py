@@ -11,8 +11,10 @@ from ctsam3d.evaluation.report_cost import NetworkCost
 from ctsam3d.evaluation.report_document import Block, Bullets, Document, KeyFigures, Picture, Section, Table
 from ctsam3d.evaluation.report_groups import is_tumour
 from ctsam3d.evaluation.report_run import USERS, RunInfo, Skipped
-from ctsam3d.evaluation.report_statistics import auc, interval, noc
 from ctsam3d.evaluation.report_tables import clicks_text, number, span
+from ctsam3d.evaluation.statistics import auc, noc, patient_means
+
+_MOST_NAMES = 30  # of cases, in a line
 
 
 def make_document(
@@ -40,14 +42,14 @@ def make_document(
             (
                 report_tables.click_table(frame, names, run.trained_on, published),
                 *(f"{method} (paper): {source}." for method, source in _sources(published)),
-                Picture("clicks.png", "Scores against clicks: mean over cases with its 95 % interval, and the groups"),
+                Picture("clicks.png", "Scores against clicks: mean over structures, its 95 % interval, and by group"),
             ),
         ),
         *_tumours(frame, names),
         Section(
             "Groups",
             (
-                Picture("groups.png", "Spread of the scores over structures and cases, by group"),
+                Picture("groups.png", "Scores by group, a dot a structure and case; boxes are quartiles"),
                 report_tables.group_table(frame, names, groups),
             ),
         ),
@@ -67,10 +69,10 @@ def _key_figures(frame: pd.DataFrame, names: Mapping[str, str]) -> KeyFigures:
     clicks, first = report_tables.headline_clicks(frame), int(frame["clicks"].min())
     items = []
     for score, name in names.items():
-        means, cases = report_tables.structure_means(frame, score)[clicks], report_tables.by_case(frame, score)[clicks]
-        low_high = interval(cases)
-        of = f"mean of {means.notna().sum()} structures"
-        of += f"; mean of {len(cases)} cases {number(cases.mean())}, 95 % {span(low_high)}" if len(cases) > 1 else ""
+        means = report_tables.structure_means(frame, score)[clicks]
+        low_high = report_tables.bounds(frame[frame["clicks"] == clicks], score)[clicks]
+        of = f"mean of {means.notna().sum()} structures in {frame['case'].nunique()} cases"
+        of += f"; 95 % {text}" if (text := span(low_high)) != "–" else ""
         items.append((f"{name} after {clicks_text(clicks)}", number(means.mean()), of))
     if first != clicks:
         means = report_tables.structure_means(frame, "dsc")[first]
@@ -79,7 +81,8 @@ def _key_figures(frame: pd.DataFrame, names: Mapping[str, str]) -> KeyFigures:
         needed = noc(frame, target)
         of = f"clicks to DSC {target:g}; {needed['failed'].sum()} of {len(needed)} runs never got there"
         items.append((f"NoC@{100 * target:.0f}", f"{needed['clicks'].mean():.1f}", of))
-    items.append(("AUC of clicks 1–5", number(auc(frame).mean()), "DSC, normalised; mean over structures"))
+    area = patient_means(auc(frame), "auc").mean().mean()
+    items.append(("AUC of clicks 1–5", number(area), "DSC, normalised; mean over structures"))
     made = frame.loc[frame["seconds"] > 0, "seconds"]
     if len(made):
         p50, p95 = made.quantile([0.5, 0.95])
@@ -99,20 +102,30 @@ def _warning(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
 def _head(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
     runs = len(frame[["case", "structure", "seed"]].drop_duplicates())
     cases = [f"{name} (trained on)" if name in run.trained_on else name for name in run.cases]
+    patients = len(set(frame["patient"]))
     lines = [
         f"weights: `{run.weights}`, version `{run.version}`, SHA-256 `{run.sha256}`",
-        f"trained on: {', '.join(run.trained_on) or 'not said in the weights'}",
+        f"trained on: {_listed(run.trained_on) or 'not said in the weights'}",
         *([f"data set: {paper.TITLES[run.dataset]}"] if run.dataset else []),
-        f"cases: {', '.join(cases)}",
+        f"cases: {_listed(cases)}",
+        *([f"patients: {patients}"] if patients < frame["case"].nunique() else []),
         f"seeds: {', '.join(map(str, run.seeds))}",
         f"structures: {frame['structure'].nunique()}; runs (case, structure, seed): {runs}",
         f"user: {USERS.get(run.user, run.user)}",
         f"scores: on the scan's own grid; NSD at a tolerance of {run.tolerance_mm:g} mm",
-        "means: over seeds, then cases, then structures; intervals: 95 %, over cases, by bootstrap",
+        "empty masks: one that stays empty scores 0; a structure that a case does not have is not clicked and does not "
+        "count, so that no two empty masks meet",
+        "means: over seeds, then a patient's cases, then patients, then structures; intervals: 95 %, by a bootstrap "
+        "over patients",
         f"device: {run.device}",
         f"a click {'spreads from patch to patch' if run.expand else 'segments its own patch alone'}",
     ]
     return (*lines, f"command: `{run.command}`") if run.command else tuple(lines)
+
+
+def _listed(names: Sequence[str]) -> str:
+    left = len(names) - _MOST_NAMES
+    return ", ".join([*names[:_MOST_NAMES], *([f"and {left} others"] if left > 0 else [])])
 
 
 def _organ_notes(run: RunInfo) -> tuple[str, ...]:
@@ -139,27 +152,42 @@ def _tumours(frame: pd.DataFrame, names: Mapping[str, str]) -> tuple[Section, ..
 
 def _structures(frame: pd.DataFrame, names: Mapping[str, str]) -> tuple[Block, ...]:
     blocks: list[Block] = []
+    clicks, first = report_tables.headline_clicks(frame), int(frame["clicks"].min())
     for score in ("dsc", "nsd"):
-        blocks.append(Picture(f"structures_{score}.png", f"{names[score]} by structure"))
+        text = f"{names[score]} by structure after {clicks_text(clicks)}, with 95 % intervals"
+        text += f"; the tick is after {clicks_text(first)}" if first != clicks else ""
+        blocks.append(Picture(f"structures_{score}.png", text))
     return (*blocks, *(report_tables.score_table(frame, score, name) for score, name in names.items()))
 
 
-def _examples(frame: pd.DataFrame, pictures: Mapping[tuple[str, str], str]) -> tuple[Section, ...]:
-    """The best, the median and the worst DSC of the runs that there is a picture of."""
+def examples(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
+    """The best, the median and the worst (case, structure) by the first user's DSC after the last click, each once.
+
+    Returns:
+        What they are: "Best", "Median", "Worst", or several of these where they are one.
+    """
     drawn = frame[frame["seed"] == frame.groupby(["case", "structure"])["seed"].transform("min")]
     ends = drawn.sort_values("clicks", kind="stable").groupby(["case", "structure"], sort=True)["dsc"].last()
-    found = [key for key in ends.sort_values(kind="stable").index if key in pictures]
-    if not found:
-        return ()
+    order = list(ends.sort_values(kind="stable").index)
     places: dict[tuple[str, str], str] = {}
-    for place, key in (("Best", found[-1]), ("Median", found[(len(found) - 1) // 2]), ("Worst", found[0])):
+    for place, key in (("Best", order[-1]), ("Median", order[(len(order) - 1) // 2]), ("Worst", order[0])):
         places[key] = f"{places[key]} and {place.lower()}" if key in places else place
-    texts = {
-        key: f"{place}: {key[1]} of {key[0]}, DSC {number(ends[key])} after the last click"
-        for key, place in places.items()
-    }
-    shown = (Picture(pictures[key], text, chart=False) for key, text in texts.items())
-    return (Section("Best, median and worst", (f"Of {len(found)} runs with a picture.", *shown)),)
+    return places
+
+
+def _examples(frame: pd.DataFrame, pictures: Mapping[tuple[str, str], str]) -> tuple[Section, ...]:
+    """Those of the `examples` that there is a picture of."""
+    shown = []
+    for key, place in examples(frame).items():
+        if key in pictures:
+            own = frame[(frame["case"] == key[0]) & (frame["structure"] == key[1])]
+            last = own[own["seed"] == own["seed"].min()].sort_values("clicks").iloc[-1]
+            text = f"{place}: {key[1]} of {key[0]}, DSC {number(last['dsc'])} after {clicks_text(last['clicks'])}"
+            shown.append(Picture(pictures[key], text, chart=False))
+    if not shown:
+        return ()
+    of = frame[["case", "structure"]].drop_duplicates()
+    return (Section("Best, median and worst", (f"By DSC, of {len(of)} structures of cases; first user.", *shown)),)
 
 
 def _failures(frame: pd.DataFrame) -> tuple[Block, ...]:
@@ -183,6 +211,8 @@ def _network(frame: pd.DataFrame, run: RunInfo, cost: NetworkCost | None) -> tup
             "Multiply-adds are those of all layers as they stand; on a CPU a session leaves out what no prompt reaches."
         )
     blocks.append(f"The paper's figures: {paper.COSTS[0].source}.")
+    if run.memory_mb is not None:
+        blocks.append("Memory is that of the GPU where one was used, else of the whole process, PyTorch with it.")
     blocks.append(f"Time on {run.device}; only clicks after which the mask was scored are counted.")
     return (*blocks, report_tables.time_table(frame))
 

@@ -1,8 +1,8 @@
 """The tables of a report, from the frame of results.csv; the paper's figures beside ours where it has them.
 
-A frame has a row per run (case, structure, seed) and number of clicks. Seeds are averaged first, then the cases of a
-structure, then the structures, so that neither a common structure nor a case with many counts more. Intervals are over
-cases: 95 %, by bootstrap.
+A frame has a row per run (case, structure, seed) and number of clicks. Seeds are averaged first, then a patient's
+cases, then the patients who have a structure, then the structures, so that neither a common structure nor a patient
+with many counts more. Intervals are those of these means: 95 %, by a bootstrap over patients.
 """
 
 from __future__ import annotations
@@ -16,12 +16,13 @@ from ctsam3d.evaluation import paper
 from ctsam3d.evaluation.report_cost import NetworkCost
 from ctsam3d.evaluation.report_document import Table
 from ctsam3d.evaluation.report_groups import grouped, in_order
-from ctsam3d.evaluation.report_statistics import auc, interval, noc
+from ctsam3d.evaluation.statistics import auc, costs, interval, noc, patient_means
 
 TARGETS = (0.85, 0.9)  # of NoC
 MAX_FAILURES = 40  # listed
 _HEADLINE_CLICKS = 5
 _RUN = ["case", "structure", "seed"]
+_NO_INTERVAL = (math.nan, math.nan)
 
 
 def headline_clicks(frame: pd.DataFrame) -> int:
@@ -45,9 +46,21 @@ def case_means(frame: pd.DataFrame, score: str) -> pd.DataFrame:
 
 
 def structure_means(frame: pd.DataFrame, score: str) -> pd.DataFrame:
-    """Mean over cases: a row per structure, in the order of the labels, a column per number of clicks."""
-    means = case_means(frame, score).groupby(level="structure", sort=False).mean()
-    return means.loc[in_order(means.index)]
+    """Mean over patients: a row per structure, in the order of the labels, a column per number of clicks."""
+    means = {clicks: patient_means(rows, score).mean() for clicks, rows in frame.groupby("clicks")}
+    return pd.DataFrame(means).rename_axis(columns="clicks").reindex(in_order(frame["structure"]))
+
+
+def bounds(frame: pd.DataFrame, score: str) -> dict[int, tuple[float, float]]:
+    """The 95 % interval of the mean over structures after each number of clicks; NaN with fewer than two patients."""
+    found = {int(clicks): interval(rows, score) for clicks, rows in frame.groupby("clicks")}
+    return {clicks: (one.low, one.high) for clicks, one in found.items()}
+
+
+def structure_bounds(frame: pd.DataFrame, score: str, clicks: int) -> dict[str, tuple[float, float]]:
+    """The 95 % interval of the mean of each structure."""
+    rows = frame[frame["clicks"] == clicks]
+    return {structure: bounds(own, score)[clicks] for structure, own in rows.groupby("structure")}
 
 
 def by_case(frame: pd.DataFrame, score: str) -> pd.DataFrame:
@@ -87,14 +100,15 @@ def organ_table(
     scores = {score: structure_means(frame, score)[clicks] for score in names}
     dsc = case_means(frame, "dsc")[clicks]
     needed = {target: noc(frame, target) for target in TARGETS}
-    areas = auc(frame)
+    areas = patient_means(auc(frame), "auc").mean()
+    intervals = structure_bounds(frame, "dsc", clicks)
     theirs = {p.structure: p for p in published if p.structure and p.clicks == clicks and p.method == paper.METHOD}
     rows = []
     for structure in scores["dsc"].index:
         cases = list(dsc[structure].index)
         seen = sum(case in trained_on for case in cases)
         cells = [structure, f"{len(cases)} ({seen} trained on)" if seen else str(len(cases))]
-        cells += [number(scores["dsc"][structure]), span(interval(dsc[structure]))]
+        cells += [number(scores["dsc"][structure]), span(intervals[structure])]
         cells += [number(scores[score][structure]) for score in names if score != "dsc"]
         cells += [_noc_cell(table[table["structure"] == structure]) for table in needed.values()]
         cells += [number(areas[structure])]
@@ -128,13 +142,12 @@ def click_table(
     rows = []
     for score, name in names.items():
         for suffix, part in parts.items():
-            means, cases = structure_means(part, score).mean(), by_case(part, score)
-            rows.append((f"**{name}**, mean over structures{suffix}", *(f"**{number(means.get(n))}**" for n in counts)))
-            rows.append((f"{name}, mean over cases{suffix}", *(number(cases[n].mean()) for n in counts)))
-            if len(cases) > 1:
-                rows.append((f"{name}, 95 % interval{suffix}", *(span(interval(cases[n])) for n in counts)))
+            means, intervals = structure_means(part, score).mean(), bounds(part, score)
+            rows.append((f"**{name}**{suffix}", *(f"**{number(means.get(n))}**" for n in counts)))
+            if any(math.isfinite(low) for low, _ in intervals.values()):
+                rows.append((f"95 % interval{suffix}", *(span(intervals.get(n, _NO_INTERVAL)) for n in counts)))
     rows += _published_rows(published, counts, names)
-    return Table(("", *map(clicks_text, counts)), tuple(rows))
+    return Table(("", *map(clicks_text, counts)), tuple(rows), "Mean over structures.")
 
 
 def _published_rows(published: Sequence[paper.Published], counts: Sequence[int], names: Mapping[str, str]) -> list:
@@ -211,14 +224,11 @@ def failure_table(frame: pd.DataFrame, target: float, most: int = MAX_FAILURES) 
 
 def time_table(frame: pd.DataFrame) -> Table:
     """Seconds of first and later clicks that were made, and the patches of the masks after them."""
-    made = frame[frame["seconds"] > 0]
-    parts = {"first click": made[made["clicks"] == 1], "later clicks": made[made["clicks"] > 1]}
     rows = []
-    for name, part in parts.items():
-        if len(part):
-            seconds, patches = (part[column].quantile([0.5, 0.95]) for column in ("seconds", "patches"))
-            cells = (*(f"{value:.2f}" for value in seconds), *(f"{value:.0f}" for value in patches), str(len(part)))
-            rows.append((name, *cells))
+    for name, cost in costs(frame).iterrows():
+        seconds = (f"{cost[f'seconds_p{p}']:.2f}" for p in (50, 95))
+        patches = (f"{cost[f'patches_p{p}']:.0f}" for p in (50, 95))
+        rows.append((name, *seconds, *patches, f"{cost['count']:.0f}"))
     return Table(("", "seconds, p50", "seconds, p95", "patches, p50", "patches, p95", "clicks"), tuple(rows))
 
 
@@ -227,7 +237,7 @@ def cost_table(cost: NetworkCost | None, memory_mb: float | None) -> Table:
 
     Args:
         cost: None where the weights could not be read any more.
-        memory_mb: of the run, where it was measured.
+        memory_mb: of the run, where it is known.
     """
     theirs = {row.network: row for row in paper.COSTS}
 
@@ -243,9 +253,10 @@ def cost_table(cost: NetworkCost | None, memory_mb: float | None) -> Table:
         row("of that the decoder, each pass of a click", cost and cost.decode, 1e9),
         row("P: multiply-adds of a neighbour, 10⁹", cost and cost.propose, 1e9, theirs["P"].multiply_adds),
         ("passes of the decoder a click", str(1 + cost.feedback) if cost else "–", "–"),
-        ("most memory of the run, MB", "not measured" if memory_mb is None else number(memory_mb, 0), "–"),
+        ("most memory of the run, MB", number(memory_mb, 0), "–"),
     )
-    return Table(("", f"ours ({cost.preset})" if cost else "ours", f"{paper.METHOD} in the paper"), rows)
+    preset = "" if cost is None else " (no preset)" if cost.preset == "own" else f" ({cost.preset})"
+    return Table(("", f"ours{preset}", f"{paper.METHOD} in the paper"), rows)
 
 
 def _scaled(value: float | None, unit: float) -> str:

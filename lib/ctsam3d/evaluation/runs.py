@@ -1,8 +1,8 @@
 """Evaluations that can be stopped and taken up again, and dealt over processes: a file for each structure of a case.
 
-``out/parts/<run>/<case>-<files>/`` holds ``names.json`` and a file a structure. `<run>` stands for the weights and all
-settings, `<files>` for the files of the case as they are, so that nothing of another run, other weights, changed data
-or another version of the code is ever taken for a result of this one.
+``out/parts/<run>/<case>-<files>/`` holds ``names.json`` and a file a structure, with a picture where one was drawn.
+`<run>` stands for the weights and all settings, `<files>` for the files of the case as they are, so that nothing of
+another run, other weights, changed data or another version of the code is ever taken for a result of this one.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from ctsam3d.data.io import Case
 from ctsam3d.evaluation.overlay import draw_overlay
 from ctsam3d.evaluation.report import Skipped
 from ctsam3d.evaluation.simulate import Result, Target, simulate
+from ctsam3d.evaluation.timing import peak_memory_mb
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.training import processes
 
@@ -67,6 +68,16 @@ class Settings:
     device: str
     code: str
 
+    @classmethod
+    def of(
+        cls, segmenter: Segmenter, clicks: Sequence[int], seeds: int, tolerance_mm: float, user: str, expand: bool
+    ) -> Settings:
+        """Those of a segmenter and this code; `seeds` is how many users click, the others are as above."""
+        info = segmenter.info
+        weights = (info.sha256, info.hu_window, info.spacing_mm, info.feedback, info.peak_threshold)
+        protocol = (tuple(clicks), tuple(range(seeds)), float(tolerance_mm), user, expand)
+        return cls(*weights, *protocol, segmenter.device.type, code_sha256())
+
     @property
     def key(self) -> str:
         return hashlib.sha256(json.dumps(dataclasses.asdict(self)).encode()).hexdigest()[:_KEY_DIGITS]
@@ -79,10 +90,12 @@ class Part:
     Attributes:
         voxels: of the model grid, rounded down; 0 where the case has none.
         results: none where it was too small to be clicked.
+        memory_mb: the most that the process, or its GPU, had in use until then.
     """
 
     voxels: int
     results: tuple[Result, ...] = ()
+    memory_mb: float = 0.0
 
 
 @cache
@@ -139,15 +152,34 @@ class CaseParts:
             return None
         try:
             results = tuple(Result(**result) for result in values["results"])
-            return Part(int(values["voxels"]), results)
-        except (KeyError, TypeError):
+            return Part(int(values["voxels"]), results, float(values["memory_mb"]))
+        except (KeyError, TypeError, ValueError):
             return None
 
     def set(self, structure: str, part: Part) -> None:
         _write(self._file(structure), dataclasses.asdict(part))
 
+    def picture(self, structure: str) -> Path:
+        """Where the picture of a structure lies, if one was drawn."""
+        return self._file(structure).with_suffix(".png")
+
     def _file(self, structure: str) -> Path:
         return self.folder / f"structure-{quote(structure, safe='')}.json"
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What there is of a run.
+
+    Attributes:
+        results: in the order of cases, structures, seeds and clicks.
+        skipped: what was left out as too small.
+        memory_mb: see `Part`, the most of all; 0 where nothing was clicked.
+    """
+
+    results: list[Result]
+    skipped: list[Skipped]
+    memory_mb: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -158,13 +190,13 @@ class Run:
         parts: where the results go.
         structures: names; None for all of a case.
         min_voxels: structures with fewer voxels of the model grid are not clicked.
-        pictures: folder for an overlay of each structure after the clicks of the first seed; None for none.
+        pictures: whether to draw an overlay of each structure after the clicks of the first seed.
     """
 
     parts: Parts
     structures: Sequence[str] | None = None
     min_voxels: int = 1
-    pictures: Path | None = None
+    pictures: bool = False
 
     def do(self, segmenter: Segmenter, cases: Sequence[CaseFiles]) -> dict[str, str]:
         """Do what is not done yet of some cases; a progress bar goes along.
@@ -183,8 +215,8 @@ class Run:
                     failed[files.name] = str(error)
         return failed
 
-    def gather(self, cases: Sequence[CaseFiles]) -> tuple[list[Result], list[Skipped]]:
-        """All results in the order of cases, structures, seeds and clicks, and what was left out as too small.
+    def gather(self, cases: Sequence[CaseFiles]) -> Gathered:
+        """What there is of some cases.
 
         A structure that a case does not have is left out silently, unless it was asked for by name.
 
@@ -193,6 +225,7 @@ class Run:
         """
         results: list[Result] = []
         skipped: list[Skipped] = []
+        memory_mb = 0.0
         for files in cases:
             own = self.parts.of(files)
             if (names := own.names) is None:
@@ -203,9 +236,23 @@ class Run:
                     raise ValueError(f"parts {own.folder} must hold the results of {structure}, they do not")
                 if part.voxels and part.voxels >= self.min_voxels:
                     results += part.results
+                    memory_mb = max(memory_mb, part.memory_mb)
                 elif part.voxels or self.structures:
                     skipped.append(Skipped(files.name, structure, part.voxels))
-        return results, skipped
+        return Gathered(results, skipped, memory_mb)
+
+    def picture(self, segmenter: Segmenter, files: CaseFiles, structure: str) -> Path:
+        """The overlay of a structure after the clicks of the first seed, drawn now where it is not there yet.
+
+        Raises:
+            as `CaseFiles.read`.
+        """
+        path = self.parts.of(files).picture(structure)
+        if not path.is_file():
+            case = files.read()
+            target = Target.of(case.mask(structure), case.volume.spacing_ijk_mm)
+            self._clicked(segmenter, case, structure, target, self.parts.settings.seeds[0], path)
+        return path
 
     def _wanted(self, names: Sequence[str]) -> list[str]:
         return list(dict.fromkeys(self.structures or names))
@@ -213,28 +260,28 @@ class Run:
     def _do(self, segmenter: Segmenter, files: CaseFiles) -> None:
         """What is not done yet of a case, which is read only where something is left to do."""
         own = self.parts.of(files)
-        if own.names is not None and not self._left(own, files.name):
+        if own.names is not None and not self._left(own):
             return
         case = files.read()
         own.set_names(case.names)
-        with tqdm(self._left(own, case.name), desc=case.name, unit="structure", leave=False) as bar:
+        with tqdm(self._left(own), desc=case.name, unit="structure", leave=False) as bar:
             for structure in bar:
                 bar.set_postfix_str(structure)
-                own.set(structure, self._part(segmenter, case, structure))
+                picture = own.picture(structure) if self.pictures else None
+                own.set(structure, self._part(segmenter, case, structure, picture))
 
-    def _left(self, own: CaseParts, case: str) -> list[str]:
+    def _left(self, own: CaseParts) -> list[str]:
         """The structures of a case that are still to be done."""
         names = own.names or ()
-        return [name for name in self._wanted(names) if name in names and not self._done(own.get(name), case, name)]
+        return [name for name in self._wanted(names) if name in names and not self._done(own, name)]
 
-    def _done(self, part: Part | None, case: str, structure: str) -> bool:
-        if part is None:
-            return False
-        if part.voxels < self.min_voxels:
-            return True
-        return bool(part.results) and (self.pictures is None or self._picture(case, structure).is_file())
+    def _done(self, own: CaseParts, structure: str) -> bool:
+        part = own.get(structure)
+        if part is None or part.voxels < self.min_voxels:
+            return part is not None
+        return bool(part.results) and (not self.pictures or own.picture(structure).is_file())
 
-    def _part(self, segmenter: Segmenter, case: Case, structure: str) -> Part:
+    def _part(self, segmenter: Segmenter, case: Case, structure: str, picture: Path | None) -> Part:
         settings, volume = self.parts.settings, case.volume
         target = Target.of(case.mask(structure), volume.spacing_ijk_mm)
         voxel_mm3 = abs(float(np.linalg.det(volume.affine_ras_mm[:3, :3])))
@@ -243,17 +290,23 @@ class Run:
             return Part(voxels)
         results: list[Result] = []
         for seed in settings.seeds:
-            session = segmenter.session(volume, settings.expand)
-            about = (case.name, structure, seed, settings.clicks, settings.tolerance_mm, settings.user)
-            results += simulate(session, target, *about)
-            if self.pictures is not None and seed == settings.seeds[0]:
-                title = f"{case.name} · {structure} · {len(session.clicks)} clicks · DSC {results[-1].dsc:.3f}"
-                path, clicks = self._picture(case.name, structure), session.clicks
-                draw_overlay(path, volume, session.mask(), clicks, clicks[0].ijk, title, target.on(volume.box_ijk))
-        return Part(voxels, tuple(results))
+            own_picture = picture if seed == settings.seeds[0] else None
+            results += self._clicked(segmenter, case, structure, target, seed, own_picture)
+        return Part(voxels, tuple(results), peak_memory_mb(segmenter.device))
 
-    def _picture(self, case: str, structure: str) -> Path:
-        return self.pictures / f"{case}_{structure}.png".replace("/", "-")
+    def _clicked(
+        self, segmenter: Segmenter, case: Case, structure: str, target: Target, seed: int, picture: Path | None
+    ) -> list[Result]:
+        """What one user's clicks bring; `picture` is where to draw the last mask, None for nowhere."""
+        settings, volume = self.parts.settings, case.volume
+        session = segmenter.session(volume, settings.expand)
+        about = (case.name, structure, seed, settings.clicks, settings.tolerance_mm, settings.user)
+        results = simulate(session, target, *about)
+        if picture is not None:
+            title = f"{case.name} · {structure} · {len(session.clicks)} clicks · DSC {results[-1].dsc:.3f}"
+            clicks = session.clicks
+            draw_overlay(picture, volume, session.mask(), clicks, clicks[0].ijk, title, target.on(volume.box_ijk))
+        return results
 
 
 @contextlib.contextmanager

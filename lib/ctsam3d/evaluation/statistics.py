@@ -1,13 +1,13 @@
 """What many runs of simulated users say together: clicks needed, area under the curve, costs, confidence intervals.
 
 All functions take a frame with the columns of results.csv (see `Result`) and are pure. A run is one case, structure
-and seed. Scores of empty masks follow `ctsam3d.metrics`: a mask that stays empty scores 0, and a structure that a
-case does not have is not clicked, so that it has no rows and does not count.
+and seed. A column ``patient`` says whose a case is; without it each case is a patient of its own. Scores of empty masks
+follow `ctsam3d.metrics`: a mask that stays empty scores 0, and a structure that a case does not have is not clicked,
+so that it has no rows and does not count.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +56,7 @@ def noc(frame: pd.DataFrame, target: float, score: str = "dsc") -> pd.DataFrame:
     there = table.to_numpy() >= target
     counts = np.asarray(table.columns)
     needed = np.where(there.any(axis=1), counts[there.argmax(axis=1)], _largest(table))
-    return table.index.to_frame(index=False).assign(clicks=needed.astype(int), failed=~there.any(axis=1))
+    return _runs_of(frame).assign(clicks=needed.astype(int), failed=~there.any(axis=1))
 
 
 def auc(frame: pd.DataFrame, score: str = "dsc", first: int = 1, last: int = 5) -> pd.DataFrame:
@@ -76,29 +76,34 @@ def auc(frame: pd.DataFrame, score: str = "dsc", first: int = 1, last: int = 5) 
     table = _by_clicks(frame, score)
     counts = sorted({first, last}.union(count for count in table.columns if first < count < last))
     area = trapezoid(table.reindex(columns=counts).to_numpy(), counts, axis=1) / (last - first)
-    return table.index.to_frame(index=False).assign(auc=area)
+    return _runs_of(frame).assign(auc=area)
+
+
+def patient_means(frame: pd.DataFrame, score: str) -> pd.DataFrame:
+    """The mean over seeds, then over a patient's cases: a row a patient, a column a structure, NaN where there is none.
+
+    Args:
+        frame: rows of one number of clicks, or a table of `noc` or `auc`.
+    """
+    patient = frame["patient" if "patient" in frame else "case"].rename("patient")
+    cases = frame.groupby([patient, frame["case"].rename("scan"), frame["structure"]], sort=False)[score].mean()
+    return cases.groupby(level=["patient", "structure"], sort=False).mean().unstack("structure")
 
 
 def interval(
-    frame: pd.DataFrame,
-    score: str = "dsc",
-    level: float = 0.95,
-    draws: int = 2000,
-    seed: int = 0,
-    patients: Mapping[str, str] | None = None,
+    frame: pd.DataFrame, score: str = "dsc", level: float = 0.95, draws: int = 2000, seed: int = 0
 ) -> Interval:
     """The mean score with its confidence interval, from a bootstrap over patients (percentiles).
 
-    The mean is that over structures of the means over patients of the means over a patient's runs, so that neither a
-    patient with many runs nor an organ that many patients have counts more. Patients are drawn with replacement, all
-    their structures together, since these depend on each other.
+    The mean is that over structures of the means over patients (`patient_means`), so that neither a patient with many
+    runs nor an organ that many patients have counts more. Patients are drawn with replacement, all their structures
+    together, since these depend on each other.
 
     Args:
         frame: rows of one number of clicks, or a table of `noc` or `auc`.
         score: column; "clicks" of a table of `noc`.
         level: share of the draws between the bounds.
         seed: of the draws; the same frame gives the same interval.
-        patients: case to patient, for cases that are not each a patient of their own.
 
     Raises:
         ValueError: no rows, rows of several numbers of clicks, or a level or number of draws that cannot be used.
@@ -108,8 +113,7 @@ def interval(
         raise ValueError(f"frame must hold rows of one number of clicks, got {len(frame)} rows of {sorted(counts)}")
     if not 0 < level < 1 or draws < 1:
         raise ValueError(f"level must lie between 0 and 1 and draws be at least 1, got {level} and {draws}")
-    owner = frame["case"].map(lambda case: (patients or {}).get(case, case)).rename("patient")
-    table = frame.groupby([owner, frame["structure"]])[score].mean().unstack("structure").to_numpy()
+    table = patient_means(frame, score).sort_index().to_numpy()
     mean, count = float(_mean_over_structures(np.ones((1, len(table))), table)[0]), len(table)
     if count < 2:
         return Interval(mean, float("nan"), float("nan"), count)
@@ -140,7 +144,13 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 def _by_clicks(frame: pd.DataFrame, score: str) -> pd.DataFrame:
     """A row a run in the order of the frame, a column a number of clicks, increasing; NaN where not scored."""
     table = frame.set_index([*RUN, "clicks"])[score].unstack("clicks")
-    return table.reindex(pd.MultiIndex.from_frame(frame[RUN].drop_duplicates()))
+    return table.reindex(pd.MultiIndex.from_frame(_runs_of(frame)[RUN]))
+
+
+def _runs_of(frame: pd.DataFrame) -> pd.DataFrame:
+    """The runs in the order of the frame, with their patients where the frame has them."""
+    columns = [*RUN, "patient"] if "patient" in frame else RUN
+    return frame[columns].drop_duplicates(RUN).reset_index(drop=True)
 
 
 def _largest(table: pd.DataFrame) -> np.ndarray:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, TypeVar
@@ -66,6 +68,14 @@ def wait(device: torch.device) -> None:
 
 def vram_peak_mb(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 1e6 if device.type == "cuda" else 0.0
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most memory (MB) that was in use so far: of the GPU where it is one, else of the whole process."""
+    if device.type == "cuda":
+        return vram_peak_mb(device)
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, KiB on Linux
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 
 def median_row(rows: Sequence[Mapping[str, float]]) -> dict[str, float]:

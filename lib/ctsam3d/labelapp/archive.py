@@ -5,8 +5,7 @@ from __future__ import annotations
 import re
 import tempfile
 from collections.abc import Iterator
-from typing import BinaryIO, Literal
-from urllib.parse import quote
+from typing import BinaryIO
 
 import google.auth
 import google.auth.transport.requests
@@ -21,6 +20,7 @@ from ctsam3d.labelapp.access import Annotator
 from ctsam3d.labelapp.requests import RequestError
 
 _SEGMENT = re.compile(r"[A-Za-z0-9][A-Za-z0-9._,-]*")
+_OPERATIONS = ("wado", "qido", "stow")
 _ROOTS = ("studies", "series", "instances", "bulkdata", "frames")
 _STORE = re.compile(r"studies(/[0-9.]+)?")
 _ASKED = ("accept", "content-type", "range")  # of the client's headers: no cookie or token leaves this server
@@ -32,26 +32,22 @@ def archive_router(app: MONAILabelApp) -> APIRouter:
     """The proxy to the archive that `app` was started with; without one it answers 404."""
     router = APIRouter(prefix="/proxy/dicom", tags=["Others"], include_in_schema=False)
 
-    @router.get("/{operation}/{path:path}")
-    def get(http: Request, person: Annotator, operation: Literal["wado", "qido", "stow"], path: str):
+    @router.get("/{path:path}")
+    def get(http: Request, person: Annotator, path: str):
         """Searches and retrieves."""
-        return _forward(app, http, operation, path)
+        return _forward(app, http, *_operation(path))
 
-    @router.post("/{operation}/{path:path}")
-    async def post(http: Request, person: Annotator, operation: Literal["wado", "qido", "stow"], path: str):
+    @router.post("/{path:path}")
+    async def post(http: Request, person: Annotator, path: str):
         """Stores objects, which DICOMweb does with POST at ``studies`` alone."""
-        if not _STORE.fullmatch(path):
-            raise RequestError(f"path must be studies, or one of them, to store objects, got {path[:200]!r}")
+        operation, place = _operation(path)
+        if not _STORE.fullmatch(place):
+            raise RequestError(f"path must be studies, or one of them, to store objects, got {place[:200]!r}")
         with tempfile.TemporaryFile(prefix="ctsam3d-store-") as body:
             async for piece in http.stream():
                 body.write(piece)
             body.seek(0)
-            return await run_in_threadpool(_forward, app, http, operation, path, body)
-
-    @router.get("/{path:path}")
-    def get_plain(http: Request, person: Annotator, path: str):
-        """As above, where the archive has one address for all."""
-        return _forward(app, http, "", path)
+            return await run_in_threadpool(_forward, app, http, operation, place, body)
 
     return router
 
@@ -68,10 +64,16 @@ def checked_path(path: str) -> str:
     return path
 
 
+def _operation(path: str) -> tuple[str, str]:
+    """What OHIF wants to do, which begins its paths where an archive may have an address for each; and the rest."""
+    first, _, rest = path.partition("/")
+    return (first, rest) if first in _OPERATIONS else ("", path)
+
+
 def _forward(app: MONAILabelApp, http: Request, operation: str, path: str, body: BinaryIO | None = None) -> Response:
     if not app.studies.startswith(("http://", "https://")):
         raise RequestError("there is no DICOM archive here: the images are files", status=404)
-    url = "/".join(filter(None, (app.studies.rstrip("/"), _prefix(operation, path), quote(checked_path(path)))))
+    url = "/".join(filter(None, (app.studies.rstrip("/"), _prefix(operation, path), checked_path(path))))
     if http.url.query:
         url += f"?{http.url.query}"
     headers = {name: http.headers[name] for name in _ASKED if name in http.headers} | {"accept-encoding": "identity"}

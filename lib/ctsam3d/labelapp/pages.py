@@ -42,7 +42,10 @@ def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIR
         """The viewer's files; any other address is a page of the viewer."""
         if ".." in re.split(r"[/\\]", path) or not path.isprintable():
             raise RequestError(f"path must be one of the viewer's, got {path[:200]!r}", status=404)
-        return FileResponse(file_below(STATIC / "ohif", path) or STATIC / "ohif" / "index.html")
+        found = file_below(STATIC / "ohif", path)
+        if found is None or found.name == "index.html":
+            return FileResponse(STATIC / "ohif" / "index.html")
+        return FileResponse(found, headers={"cache-control": "private, max-age=3600"})
 
     @router.get("/static/{path:path}", include_in_schema=False)
     def static(person: Annotator, path: str):

@@ -30,6 +30,7 @@ from starlette.concurrency import run_in_threadpool
 logger = logging.getLogger(__name__)
 
 LOCAL = "127.0.0.1"
+_LOCAL_NAMES = (LOCAL, "localhost", "::1")
 _THREADS = 200  # requests at a time; a click that waits for its turn holds one
 _LAST_SECONDS = 60  # for the requests that run when the server is told to end
 _SCRATCH = "ctsam3d-server-"
@@ -61,11 +62,12 @@ def told(arguments: list[str]) -> Namespace:
     return Namespace(**values)
 
 
-def own_process(close: Callable[[], None]) -> None:
+def own_process(close: Callable[[], None], tokens: bool) -> None:
     """Settles everything in this process, which is about to serve.
 
     Args:
         close: called once when no request is left.
+        tokens: whether requests need one.
 
     Raises:
         RuntimeError: no host was given, and what will listen is not known.
@@ -75,6 +77,8 @@ def own_process(close: Callable[[], None]) -> None:
         if server is None:
             raise RuntimeError("--host must be given, as the server that will listen is none that this app knows")
         server.config.host = LOCAL
+    elif not tokens and arguments.host not in _LOCAL_NAMES:
+        logger.warning("anybody who reaches %s may read and change everything: use --conf token_file", arguments.host)
     Scratch().use()
     share_log_file(map(logging.getLogger, ["", *(f"task_{task}" for task in _TASKS)]))
     with contextlib.suppress(RuntimeError):  # there is no event loop

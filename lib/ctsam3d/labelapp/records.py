@@ -174,7 +174,7 @@ def _parse(path: Path) -> Records:
     Raises:
         OSError, ValueError, RecursionError: it cannot be read.
     """
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda _: None)  # no reply may hold a NaN
     if not isinstance(values, Mapping):
         raise ValueError(f"it must hold a JSON object, got {type(values).__name__}")
     model = LocalDatastoreModel.model_validate(values)

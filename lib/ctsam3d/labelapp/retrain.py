@@ -29,7 +29,6 @@ from ctsam3d.labelapp.datalist import Study, image_content, labelled_studies
 from ctsam3d.labelapp.split import EXCLUDED, TRAINING, VALIDATION, Split
 from ctsam3d.labelapp.status import DONE, FAILED, Status
 from ctsam3d.labelapp.versions import SwitchedError, Versions
-from ctsam3d.model.build import PRESETS, NetworkConfig
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.training.cases import VolumeCache, as_case
 from ctsam3d.training.config import TrainingConfig
@@ -383,17 +382,9 @@ class Retraining:
 
 
 def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
-    """The configuration of a retraining of `base`.
-
-    Raises:
-        ValueError: a network that is none of the presets.
-    """
-    network = base.network.config
+    """The configuration of a retraining of `base`."""
     return TrainingConfig(
-        preset=_preset(network),
-        encoder=network.encoder,
-        prompt=network.prompt,
-        cross_patch_frame=network.cross_patch_frame,
+        preset=None,
         hu_window=base.hu_window,
         epochs=options.max_epochs,
         learning_rate=options.learning_rate,
@@ -407,14 +398,6 @@ def training_config(base: Checkpoint, options: Options) -> TrainingConfig:
         frozen_statistics=True,
         seed=options.seed,
     )
-
-
-def _preset(config: NetworkConfig) -> str:
-    choices = {name: getattr(config, name) for name in ("encoder", "prompt", "cross_patch_frame")}
-    for name, preset in PRESETS.items():
-        if dataclasses.replace(preset, **choices) == config:
-            return name
-    raise ValueError(f"weights must have the network of a preset ({', '.join(PRESETS)}) to be trained, got {config}")
 
 
 def _best(base: Checkpoint, name: str, score: float) -> float:

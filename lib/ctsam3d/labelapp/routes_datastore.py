@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
-from fastapi.responses import FileResponse, StreamingResponse
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import file_checksum, get_mime_type
@@ -44,7 +44,8 @@ def _add_overview(router: APIRouter, app: MONAILabelApp) -> None:
     def overview(person: Annotator, output: Literal["train", "stats", "all"] = "stats"):
         """How many images and labels there are; or all records; or the pairs that a training would take."""
         store = app.datastore()
-        return store.json() if output == "all" else store.datalist() if output == "train" else store.status()
+        found = store.json() if output == "all" else store.datalist() if output == "train" else store.status()
+        return JSONResponse(found)  # as it is: FastAPI would look at each of the records first
 
     @router.get("/dataset")
     def dataset(person: Annotator, limit_cases: Annotated[int | None, Query(ge=1)] = None):

@@ -56,7 +56,8 @@ def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions
     """Puts our application in the place of the running server's; outside a server there is nothing to do.
 
     Raises:
-        ValueError: MONAI Label's own sign-in is asked for, or the file of tokens cannot be used.
+        ValueError: MONAI Label's own sign-in or another place for the routes is asked for, or the file of tokens
+            cannot be used.
     """
     module = sys.modules.get(_APPLICATION)
     if module is None:
@@ -65,7 +66,9 @@ def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions
         raise ValueError(
             "MONAI_LABEL_AUTH_ENABLE must not be set: MONAI Label 0.8.5 lets nobody in; use --conf token_file PATH"
         )
-    own_process(engine.close)
+    if conf.token_file and settings.MONAI_LABEL_API_STR:
+        raise ValueError("MONAI_LABEL_API_STR must not be set beside --conf token_file: signing in is at /signin")
+    own_process(engine.close, tokens=bool(conf.token_file))
     # The old one has been asked for the app, and waits; from the next request on it hands everything to the new one.
     module.app.middleware_stack = make_application(app, conf, engine, versions)
 

@@ -11,6 +11,8 @@ import torch
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
+from ctsam3d.model.layers import Conv3d
+
 _FIRST_SCALE = 1 / 64  # about the standard deviation over 64³ voxels of one click's map, times its height of 1
 
 
@@ -25,6 +27,9 @@ class CrossPatchPrompter(nn.Module):
         super().__init__()
         strides = (2,) * (len(widths) - 1)
         self.unet = UNet(3, in_channels=3, out_channels=1, channels=widths, strides=strides, num_res_units=2)
+        for module in self.unet.modules():
+            if type(module) is nn.Conv3d:  # MONAI's own are two and a half times slower on a CPU
+                module.__class__ = Conv3d
         _begin_small(self.unet)
 
     def forward(self, image: Tensor, mask: Tensor, neighbour: Tensor) -> Tensor:

@@ -51,8 +51,9 @@ class PsapLayer(nn.Module):
 
     def dense(self, x: Tensor, prompts: Tensor) -> Tensor:
         """The equation as it stands; the truth for `sparse`."""
-        hidden = F.relu(self.shared(prompts))
-        return torch.addcmul(self.beta(hidden), instance_norm(x), 1 + self.gamma(hidden))
+        weight, bias = self._both_kernels()
+        gamma, beta = F.conv3d(F.relu(self.shared(prompts)), weight, bias, padding=1).chunk(2, dim=1)
+        return torch.addcmul(beta, instance_norm(x), 1 + gamma)
 
     def sparse(self, x: Tensor, prompts: Tensor, places: Places) -> Tensor:
         """As `dense`; scale and shift are computed only around what is in the maps, which are zero almost everywhere.

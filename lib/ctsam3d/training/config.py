@@ -22,6 +22,9 @@ class Augmentation:
     noise_hu: float = 20.0  # at most, standard deviation
     blur: float = 0.2
     blur_voxels: float = 1.0  # at most, sigma
+    contrast: float = 0.0  # probability that every labelled structure gets a brightness of its own, see `pairs.py`
+    contrast_hu: float = 80.0  # at most, standard deviation
+    lesion: float = 0.0  # probability that a random mass or tube takes the structure's place, see `lesions.py`
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class TrainingConfig:
     """A run of Algorithm 1.
 
     Attributes:
+        preset: of a fresh network, with `encoder`, `prompt` and `cross_patch_frame`; None to train the network of the
+            initial weights, whatever it is.
         hu_window: HU that become 0 and 1.
         epochs: passes over the volumes; warm-up and decay are given as shares of it, so that a short run has the
             paper's schedule by proportion (100 of 1000 epochs, x0.1 at 800).
@@ -52,7 +57,7 @@ class TrainingConfig:
         mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
     """
 
-    preset: str = "base"
+    preset: str | None = "base"
     encoder: str = "rest"
     prompt: str = "psap"
     cross_patch_frame: str | None = None

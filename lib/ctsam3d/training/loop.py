@@ -172,7 +172,7 @@ class Run:
         if processes.count() > 1:
             # With random Fourier features, the token for "no click" is never used: round 1 has one already.
             self.pair_network = DistributedDataParallel(
-                self.pair_network, find_unused_parameters=config.prompt == "rff"
+                self.pair_network, find_unused_parameters=self.network.config.prompt == "rff"
             )
         self.optimiser = torch.optim.AdamW(
             _parameter_groups(self.network), config.learning_rate, config.betas, weight_decay=config.weight_decay
@@ -273,7 +273,7 @@ class Run:
         volumes = [volume for source in self.sources for volume in source.volumes]
         training = {**dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
         notes = {**self.notes, "data": sorted({volume.name for volume in volumes}), "training": training}
-        version = f"{self.config.preset}-step{self.step}"
+        version = f"{self.config.preset or 'trained'}-step{self.step}"
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
         feedback = FEEDBACK_PASSES if self.config.feedback else 0
         content = checkpoint.Checkpoint(
@@ -338,17 +338,30 @@ def epoch_order(sources: Sequence[Source], config: TrainingConfig, epoch: int) -
 
 def _network(config: TrainingConfig, initial: checkpoint.Checkpoint | None):
     torch.manual_seed(config.seed)
+    if config.preset is None:
+        if initial is None:
+            raise ValueError("preset must be given where there are no initial weights, got None")
+        return _checked_window(initial, config).network
     network = build(
         config.preset, encoder=config.encoder, prompt=config.prompt, cross_patch_frame=config.cross_patch_frame
     )
     if initial is None:
         return network
-    if (initial.network.config, initial.hu_window) != (network.config, config.hu_window):
+    if initial.network.config != network.config:
         raise ValueError(
-            f"initial weights {initial.version} must have the run's network and HU window {config.hu_window}, "
-            f"they have {initial.network.config} and {initial.hu_window}"
+            f"initial weights {initial.version} must have the run's network {network.config}, "
+            f"they have {initial.network.config}"
         )
-    return initial.network
+    return _checked_window(initial, config).network
+
+
+def _checked_window(initial: checkpoint.Checkpoint, config: TrainingConfig) -> checkpoint.Checkpoint:
+    if initial.hu_window != config.hu_window:
+        raise ValueError(
+            f"initial weights {initial.version} must have the run's HU window {config.hu_window}, "
+            f"they have {initial.hu_window}"
+        )
+    return initial
 
 
 def _parameter_groups(network: nn.Module) -> list[dict]:

@@ -13,8 +13,10 @@ from scipy import ndimage
 from scipy.spatial.transform import Rotation
 
 from ctsam3d.training.config import Augmentation, TrainingConfig
+from ctsam3d.training.lesions import draw_lesion, paste
 from ctsam3d.volume import OUTSIDE_HU
 
+CONTRAST_SIGMA = 0.6  # voxels, over which a structure's own brightness fades into its surroundings
 EMPTY_ATTEMPTS = 16  # places tried for a neighbour without the structure; a large structure may leave none
 
 
@@ -67,12 +69,16 @@ def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np
     value = values[rng.choice(len(values), p=weights / weights.sum())]
     anchors = volume.anchors[value]
     anchor = anchors[rng.integers(len(anchors))].astype(int)
-    window = _Window(volume, value, anchor, _draw_matrix(config.augmentation, rng), size)
+    matrix, table = _draw_matrix(config.augmentation, rng), _draw_contrast(volume, config.augmentation, rng)
+    window = _Window(volume, value, anchor, matrix, size, table)
+    lesion = draw_lesion(rng) if rng.random() < config.augmentation.lesion else None
     # The anchor's index in a patch is uniform, so that it lies in both and centres are up to a patch apart.
     start_u, start_v = (-rng.integers(0, size, 3) for _ in range(2))
-    if rng.random() < config.empty_share:
+    if rng.random() < config.empty_share and lesion is None:
         start_v = _empty_neighbour(window, start_u, start_v, rng)
     (hu_u, target_u), (hu_v, target_v) = window.cut(start_u), window.cut(start_v)
+    if lesion is not None:
+        (hu_u, target_u), (hu_v, target_v) = paste(lesion, hu_u, start_u), paste(lesion, hu_v, start_v)
     hu = np.stack([hu_u, hu_v])
     hu = _change_intensity(hu, config.augmentation, rng)
     return Pair(hu, np.stack([target_u, target_v]), start_v - start_u)
@@ -80,13 +86,18 @@ def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np
 
 @dataclass(frozen=True, eq=False)
 class _Window:
-    """A volume seen through a linear map about an anchor: voxel y of the window is voxel ``anchor + matrix @ y``."""
+    """A volume seen through a linear map about an anchor: voxel y of the window is voxel ``anchor + matrix @ y``.
+
+    Attributes:
+        contrast_hu: what each label value adds to the HU, float32; None for nothing.
+    """
 
     volume: TrainingVolume
     value: int
     anchor: np.ndarray
     matrix: np.ndarray
     size: int
+    contrast_hu: np.ndarray | None
 
     def cut(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """HU and mask of the patch whose first voxel is `start`; beyond the scan is air without structure."""
@@ -116,8 +127,24 @@ class _Window:
         shape = np.array(self.volume.hu_zyx.shape)
         inside = tuple(slice(*np.clip((a, b), 0, n)) for a, b, n in zip(low, high, shape))
         padding = [(max(0, min(-a, b - a)), max(0, min(b - n, b - a))) for a, b, n in zip(low, high, shape)]
-        hu = np.pad(self.volume.hu_zyx[inside].astype(np.float32), padding, constant_values=OUTSIDE_HU)
-        return hu, np.pad((self.volume.labels_zyx[inside] == self.value).astype(np.float32), padding)
+        hu, labels = self.volume.hu_zyx[inside].astype(np.float32), self.volume.labels_zyx[inside]
+        if self.contrast_hu is not None:
+            hu += ndimage.gaussian_filter(self.contrast_hu[labels], CONTRAST_SIGMA)
+        target = (labels == self.value).astype(np.float32)
+        return np.pad(hu, padding, constant_values=OUTSIDE_HU), np.pad(target, padding)
+
+
+def _draw_contrast(volume: TrainingVolume, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray | None:
+    """HU that each label value gains, as in another phase of contrast or another patient; 0 for half of them.
+
+    The texture of a real scan stays, and so does what is not labelled.
+    """
+    if rng.random() >= augmentation.contrast:
+        return None
+    table = np.zeros(2**16, np.float32)  # of every value that a label map may hold
+    values, spread = sorted(volume.sizes), rng.uniform(0, augmentation.contrast_hu)
+    table[values] = rng.normal(0, spread, len(values)) * (rng.random(len(values)) < 0.5)
+    return table
 
 
 def _draw_matrix(augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray:

@@ -1,0 +1,46 @@
+#!/usr/bin/env python
+"""Make the packaged default weights again: data from fixed seeds, labels derived from real cases, training.
+
+Run the same command again to go on after an interruption. The cases that test the weights are refused.
+"""
+
+import argparse
+import logging
+from pathlib import Path
+
+from ctsam3d.training.default import QUICK, RECIPES, train_default
+from ctsam3d.training.processes import process_group
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and make one library call."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--real", type=Path, help="folder with the real cases; without it, generated data alone")
+    parser.add_argument("--out", required=True, type=Path, help="folder for data, volumes, weights, log and states")
+    parser.add_argument("--preset", choices=sorted(RECIPES), default="tiny", help="network (default: tiny)")
+    parser.add_argument("--quick", action="store_true", help="minutes instead of hours, to see that it learns")
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--workers", type=int, help="processes that cut patches (default: 0 on a CPU, else 8)")
+    parser.add_argument("--makers", type=int, default=1, help="processes that generate")
+    parser.add_argument("--save-every", type=int, default=100, help="steps between two states")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        with process_group(arguments.device) as device:
+            path = train_default(
+                arguments.real,
+                arguments.out,
+                QUICK if arguments.quick else RECIPES[arguments.preset],
+                device=device,
+                workers=arguments.workers,
+                makers=arguments.makers,
+                save_every=arguments.save_every,
+                half=True,
+            )
+    except (ValueError, OSError) as error:
+        parser.exit(2, f"error: {' '.join(str(error).split())}\n")
+    print(f"weights: {path}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""The recipe of the default weights: its data and shares, and what is refused."""
+
+import dataclasses
+
+import pytest
+
+from ctsam3d.data import default_data
+from ctsam3d.data.default_data import HELD_OUT, REAL
+from ctsam3d.data.scenes import make_scene, write_scene_case
+from ctsam3d.training import default
+from ctsam3d.training.default import QUICK, RECIPES, make_data, train_default
+
+SMALL = (40, 40, 40)
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Small scenes in place of scenes, phantoms and real cases; yields what was made."""
+    made = []
+
+    def write(folder):
+        made.append(folder.name)
+        write_scene_case(folder, make_scene(len(made), SMALL))
+
+    def real(data, out, names):
+        for name in names:
+            write(out / name)
+
+    monkeypatch.setattr(default_data, "_write_scene", write)
+    monkeypatch.setattr(default_data, "_write_phantom", write)
+    monkeypatch.setattr(default, "make_real_cases", real)
+    return made
+
+
+def test_data_lie_in_the_order_of_the_shares(tmp_path, small):
+    recipe = dataclasses.replace(QUICK, scenes=2, phantoms=1)
+    folders = make_data(tmp_path / "real", tmp_path / "out", recipe)
+    assert [folder.name for folder in folders] == ["scenes", "phantoms", *REAL]
+    assert small == ["scene_0", "scene_1", "phantom_2000", *(name for group in REAL.values() for name in group)]
+    assert make_data(None, tmp_path / "out", recipe) == folders[:2]
+    assert all(len(recipe.shares) == 2 + len(REAL) for recipe in (QUICK, *RECIPES.values()))
+
+
+def test_recipes_name_their_networks():
+    assert all(recipe.config.preset == name for name, recipe in RECIPES.items())
+
+
+def test_a_held_out_case_among_the_data_is_refused(tmp_path, small):
+    held_out = sorted(HELD_OUT)[0]
+    write_scene_case(tmp_path / "data" / "scenes" / held_out, make_scene(9, SMALL))
+    with pytest.raises(ValueError, match=f"held-out cases, got .*{held_out}"):
+        train_default(None, tmp_path, dataclasses.replace(QUICK, scenes=1, phantoms=1))
+    assert not (tmp_path / "model.safetensors").exists()
