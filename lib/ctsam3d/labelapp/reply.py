@@ -57,6 +57,12 @@ def merge(segments: Sequence[Segment]) -> BoxedLabels:
     return BoxedLabels(labels[tight.slices(box)], tight)
 
 
+def labels_in_box(labels_ijk: np.ndarray) -> BoxedLabels:
+    """A whole label map, uint8 (I, J, K), cut to the box that holds its labels."""
+    box = _bounds(labels_ijk, Box((0, 0, 0), labels_ijk.shape))
+    return BoxedLabels(labels_ijk[box.slices()], box)
+
+
 def _settle(labels: np.ndarray, box: Box, shared: Box, segments: Sequence[Segment]) -> None:
     """Gives each voxel of `shared` that several structures claim to the most probable of them; `labels` spans `box`."""
     claims = np.zeros(shared.shape, dtype=np.uint8)

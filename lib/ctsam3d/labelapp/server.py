@@ -43,6 +43,7 @@ from ctsam3d.labelapp.signin import signin_router
 from ctsam3d.labelapp.transport import WORTH_IT, gzipped, takes_gzip
 from ctsam3d.labelapp.upload_sessions import session_router
 from ctsam3d.labelapp.versions import Versions
+from ctsam3d.labelapp.viewer_page import viewer_router
 
 logger = logging.getLogger(__name__)
 
@@ -88,6 +89,7 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         admin_router(app, versions),
         archive_router(app),
         signin_router(tokens),
+        viewer_router(app, engine, conf.max_scan_bytes),
         pages_router(application, health, monitor),
     ):
         application.include_router(router, prefix=settings.MONAI_LABEL_API_STR)

@@ -74,7 +74,7 @@ QUICK = Recipe(
     scenes=2,
     phantoms=1,
 )
-"""A run of minutes that shows the loss falling; its weights are of no use."""
+"""A run of minutes, to try the whole way from data to weights; its weights are of no use."""
 
 
 def train_default(
