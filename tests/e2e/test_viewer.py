@@ -79,6 +79,12 @@ def saved_label(site, image):
     return nib.load(path), said
 
 
+def marks(picture):
+    """Pixels in the green of positive clicks."""
+    pixels = matplotlib.image.imread(picture)[..., :3] * 255
+    return (np.abs(pixels - (31, 174, 91)).max(axis=-1) < 3).sum()
+
+
 def colours_at(picture, places):
     """(N, 3) from 0 to 255 at places (N, 2) in pixels."""
     pixels = matplotlib.image.imread(picture)[..., :3] * 255
@@ -106,6 +112,8 @@ def test_clicks_and_masks_lie_where_they_are_seen(site, drive, blocks):
         assert np.allclose(label.affine[:3, :3], AFFINES[image], atol=1e-5), image
         assert said["label_info"] == [{"name": "block", "idx": structure["value"]}]
 
+        assert marks(result["out"] / f"{image}_mask.png") == 0  # the script has taken them away
+
         places = np.array(found["places"])
         for plane in range(3):
             rows = places[places[:, 0] == plane]
@@ -130,6 +138,7 @@ def test_a_study_from_sign_in_to_saved(site, drive, blocks, image):
     result = drive("viewer_journey.mjs", image=image, **places)
 
     counts = result["counts"]
+    assert marks(result["out"] / "clicked.png") > 3 * 50  # in each plane
     both = server_mask(site, image, [[*places["liver"], True], [*places["inside"], False]], "liver")
     assert counts["one"] == one.sum() > 0
     assert counts["two"] == both.sum() != counts["one"]
