@@ -138,7 +138,7 @@ def test_a_study_from_sign_in_to_saved(site, drive, blocks, image):
     result = drive("viewer_journey.mjs", image=image, **places)
 
     counts = result["counts"]
-    assert marks(result["out"] / "clicked.png") > 3 * 50  # in each plane
+    assert marks(result["out"] / "clicked.png") > 100  # one in each plane
     both = server_mask(site, image, [[*places["liver"], True], [*places["inside"], False]], "liver")
     assert counts["one"] == one.sum() > 0
     assert counts["two"] == both.sum() != counts["one"]
