@@ -76,6 +76,19 @@ def test_folders_of_dead_servers_go_and_those_of_others_stay(scratch):
     assert alive.is_dir() and other.is_dir() and not dead.exists()
 
 
+def test_no_task_begins_while_those_that_run_are_stopped(monkeypatch):
+    done = []
+
+    class Executor:
+        def shutdown(self, wait, cancel_futures):
+            done.append(("cancelled", wait, cancel_futures))
+
+    monkeypatch.setattr(process, "background_executors", {"train": Executor()})
+    monkeypatch.setattr(process.AsyncTask, "stop", lambda method: done.append(method))
+    process._stop_tasks()
+    assert done == [("cancelled", False, True), "train", "scoring", "batch_infer"]
+
+
 def test_one_handler_rotates_the_log(tmp_path):
     path = tmp_path / "app.log"
     logs = {name: logging.Logger(name) for name in ("", "task_train", "task_scoring", "task_batch_infer")}

@@ -143,7 +143,6 @@ def test_studies_and_what_is_labelled(page):
     page.save(np.ones(SHAPE, np.uint8))
     said = page.get("/viewer/studies").json()
     assert said["images"] == [{"id": "ct", "final": True}]
-    assert said["archive"] is False
     assert said["colours"]["liver"] == list(COLOURS["liver"])
 
 

@@ -47,7 +47,7 @@ export class Viewer {
   }
 
   async choose(image) {
-    await this.page.locator("#studies li", { hasText: image }).first().click();
+    await this.page.locator(`#studies li[title="${image}"]`).click();
     await this.page.waitForFunction((id) => ctsam3d.state.image === id && ctsam3d.state.grid, image);
     await this.frames();
   }

@@ -10,6 +10,7 @@ import pytest
 import requests
 import SimpleITK as sitk
 
+from ctsam3d.data.io import write_volume
 from ctsam3d.data.labels import VALUE_OF
 
 pytestmark = pytest.mark.e2e
@@ -78,6 +79,12 @@ def saved_label(site, image):
     return nib.load(path), said
 
 
+def marks(picture):
+    """Pixels in the green of positive clicks."""
+    pixels = matplotlib.image.imread(picture)[..., :3] * 255
+    return (np.abs(pixels - (31, 174, 91)).max(axis=-1) < 3).sum()
+
+
 def colours_at(picture, places):
     """(N, 3) from 0 to 255 at places (N, 2) in pixels."""
     pixels = matplotlib.image.imread(picture)[..., :3] * 255
@@ -105,6 +112,8 @@ def test_clicks_and_masks_lie_where_they_are_seen(site, drive, blocks):
         assert np.allclose(label.affine[:3, :3], AFFINES[image], atol=1e-5), image
         assert said["label_info"] == [{"name": "block", "idx": structure["value"]}]
 
+        assert marks(result["out"] / f"{image}_mask.png") == 0  # the script has taken them away
+
         places = np.array(found["places"])
         for plane in range(3):
             rows = places[places[:, 0] == plane]
@@ -122,14 +131,16 @@ def test_a_study_from_sign_in_to_saved(site, drive, blocks, image):
     if image not in site.scans:
         pytest.skip("the real CT cases are not there")
     scan = site.scans[image]
-    places = {"liver": scan.inside("liver"), "inside": scan.inside("liver", 0.6), "spleen": scan.inside("spleen")}
-    places["lesion"] = scan.inside("kidney_left")
+    places = {"liver": scan.inside("liver"), "spleen": scan.inside("spleen"), "lesion": scan.inside("kidney_left")}
+    one = server_mask(site, image, [[*places["liver"], True]], "liver")
+    places["inside"] = [int(v) for v in np.argwhere(one)[one.sum() // 5]]
+    write_volume(site.studies / f"after_{image}.nii.gz", scan.volume)
     result = drive("viewer_journey.mjs", image=image, **places)
 
     counts = result["counts"]
-    first = server_mask(site, image, [[*places["liver"], True]], "liver")
+    assert marks(result["out"] / "clicked.png") > 100  # one in each plane
     both = server_mask(site, image, [[*places["liver"], True], [*places["inside"], False]], "liver")
-    assert counts["one"] == first.sum() > 0
+    assert counts["one"] == one.sum() > 0
     assert counts["two"] == both.sum() != counts["one"]
     assert (counts["undone"], counts["redone"], counts["nothing"]) == (counts["one"], counts["two"], 0)
     assert counts["again"] == counts["unspread"] == counts["one"]

@@ -54,3 +54,12 @@ def sync_folder(folder: str | os.PathLike) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def file_signature(path: str | os.PathLike) -> tuple[int, int, int] | None:
+    """What differs when a file was replaced or written to: inode, size and time; None where there is no file."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_ino, found.st_size, found.st_mtime_ns

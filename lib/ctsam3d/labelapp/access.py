@@ -32,7 +32,7 @@ from urllib.parse import parse_qsl, urlencode
 from fastapi import Depends, HTTPException
 from starlette.requests import HTTPConnection
 
-from ctsam3d.data.files import atomic_path
+from ctsam3d.data.files import atomic_path, file_signature
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class Tokens:
         self._lock = threading.Lock()
         if not self.path.exists():
             _make(self.path)
-        self._signature = _signature(self.path)
+        self._signature = file_signature(self.path)
         self._entries = _read(self.path)
 
     def person(self, token: str) -> Person | None:
@@ -115,7 +115,7 @@ class Tokens:
         return found
 
     def _current(self) -> tuple[_Entry, ...]:
-        signature = _signature(self.path)
+        signature = file_signature(self.path)
         if signature != self._signature:
             with self._lock:
                 self._signature = signature
@@ -179,14 +179,6 @@ def _digest(token: str) -> bytes:
 
 def _sign(key: bytes, expiry: str) -> str:
     return hmac.new(key, expiry.encode(), "sha256").hexdigest()
-
-
-def _signature(path: Path) -> tuple | None:
-    try:
-        found = path.stat()
-    except OSError:
-        return None
-    return found.st_ino, found.st_size, found.st_mtime_ns
 
 
 # ---- the request ---------------------------------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 from monailabel.datastore.local import ImageLabelModel, LocalDatastoreModel
 
-from ctsam3d.data.files import atomic_path, sync_folder
+from ctsam3d.data.files import atomic_path, file_signature, sync_folder
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class RecordFile:
 
         A file that cannot be read is set aside; at the first call the backup then takes its place.
         """
-        first, signature = self._known == (), _signature(self.path)
+        first, signature = self._known == (), file_signature(self.path)
         if signature == self._known:
             return None
         self._known = signature
@@ -107,17 +107,17 @@ class RecordFile:
         logger.error("the last good record is taken: %s", self.backup_path)
         with atomic_path(self.path) as temporary:
             shutil.copyfile(self.backup_path, temporary)
-        self._known = _signature(self.path)
+        self._known = file_signature(self.path)
         return records
 
     def write(self, records: Records) -> None:
         """Replaces the file; it is on the disk when this returns."""
         text = self._text(records)
-        if self._known is not None and self._known == _signature(self.path):  # known to be good
+        if self._known is not None and self._known == file_signature(self.path):  # known to be good
             self._back_up()
         with atomic_path(self.path) as temporary:
             temporary.write_bytes(text)
-        self._known = _signature(self.path)
+        self._known = file_signature(self.path)
 
     def clear(self) -> None:
         """Removes what killed processes have left half-written."""
@@ -180,11 +180,3 @@ def _parse(path: Path) -> Records:
     model = LocalDatastoreModel.model_validate(values)
     removed = LocalDatastoreModel.model_validate({**values, "objects": values.get("removed", {})})
     return Records({key: getattr(model, key) for key in _HEAD}, model.objects, removed.objects)
-
-
-def _signature(path: Path) -> tuple | None:
-    try:
-        stat = path.stat()
-    except FileNotFoundError:
-        return None
-    return stat.st_ino, stat.st_size, stat.st_mtime_ns

@@ -213,10 +213,7 @@ class StudyStore(LocalDatastore):
             LabelNotFoundException: no such label.
         """
         with self._changing() as records:
-            found = records.objects.get(label_id)
-            label = found.labels.get(label_tag) if found else None
-            if label is None:
-                raise LabelNotFoundException(f"Label: {label_id} Tag: {label_tag} not found")
+            found, label = _found_label(records, label_id, label_tag)
             path = self.label_path(label_tag, label_id + label.ext)
             self._history.adopt(label_tag, label_id, path, label.ext, label.info)
             path.unlink(missing_ok=True)
@@ -230,10 +227,7 @@ class StudyStore(LocalDatastore):
             LabelNotFoundException: no such label.
         """
         with self._changing() as records:
-            found = records.objects.get(label_id)
-            label = found.labels.get(label_tag) if found else None
-            if label is None:
-                raise LabelNotFoundException(f"Label: {label_id} Tag: {label_tag} not found")
+            found, label = _found_label(records, label_id, label_tag)
             said = DataModel(ext=label.ext, info={**label.info, **copy.deepcopy(info)})
             records.objects[label_id] = _labelled(found, label_tag, said)
 
@@ -303,7 +297,7 @@ class StudyStore(LocalDatastore):
                     record = records.objects.get(image_id)
                     if record and tag not in record.labels:
                         logger.info("image %s: label %s is new", image_id, tag)
-                        records.objects[image_id] = _labelled(record, tag, self._found_label(tag, image_id, ext))
+                        records.objects[image_id] = _labelled(record, tag, self._label_of_file(tag, image_id, ext))
 
     def _counts(self, name: str) -> bool:
         return not name.startswith(".") and any(name.endswith(pattern.lstrip("*")) for pattern in self._extensions)
@@ -312,7 +306,7 @@ class StudyStore(LocalDatastore):
         """Whether a record's file exists; a record by hand may name one in a folder below."""
         return name in names or (os.sep in name and self.image_path(name).is_file())
 
-    def _found_label(self, tag: str, image_id: str, ext: str) -> DataModel:
+    def _label_of_file(self, tag: str, image_id: str, ext: str) -> DataModel:
         """What to say about a label that no record knows: what the history knows of that very file."""
         name = image_id + ext
         saved = self._history.get(tag, image_id, self._history.newest(tag, image_id))
@@ -376,6 +370,14 @@ def _found(records: Records, image_id: str) -> ImageLabelModel:
     if found is None:
         raise ImageNotFoundException(f"Image {image_id} not found")
     return found
+
+
+def _found_label(records: Records, image_id: str, tag: str) -> tuple[ImageLabelModel, DataModel]:
+    """The record of an image, and of one of its labels."""
+    found = records.objects.get(image_id)
+    if found is None or tag not in found.labels:
+        raise LabelNotFoundException(f"Label: {image_id} Tag: {tag} not found")
+    return found, found.labels[tag]
 
 
 def _labelled(record: ImageLabelModel, tag: str, label: DataModel | None) -> ImageLabelModel:

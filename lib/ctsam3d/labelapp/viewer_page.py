@@ -15,7 +15,6 @@ from pathlib import Path
 import numpy as np
 from fastapi import APIRouter, BackgroundTasks
 from fastapi.responses import FileResponse, RedirectResponse
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.endpoints.infer import send_response
 from monailabel.interfaces.app import MONAILabelApp
 
@@ -69,7 +68,6 @@ def _add_studies(router: APIRouter, app: MONAILabelApp, engine: ClickEngine, max
         final = set(store.get_labeled_images())
         return {
             "images": [{"id": image, "final": image in final} for image in sorted(store.list_images())],
-            "archive": isinstance(store, DICOMWebDatastore),
             "colours": COLOURS,
         }
 
@@ -132,7 +130,11 @@ def _saved_label(app: MONAILabelApp, image: str, volume: Volume, max_bytes: int)
     labels = labels_in_box(labels_ijk)
     handle, file = tempfile.mkstemp(prefix="ctsam3d-label-", suffix=".nii.gz")
     os.close(handle)
-    write_reply(Path(file), labels, volume, ReplyOptions(box_only=True))
+    try:
+        write_reply(Path(file), labels, volume, ReplyOptions(box_only=True))
+    except BaseException:
+        os.unlink(file)
+        raise
     box_ijk = result_box(labels)
     info = store.get_label_info(image, FINAL)
     return file, {"info": info, "result_box": [list(box_ijk.start), list(box_ijk.stop)]}

@@ -8,7 +8,7 @@ import { boxShape, fileLayout, fracToRas, Orientation, rasToFrac } from "./geome
 import { compose, cut } from "./labelmap.js";
 
 const STILL = 5; // CSS pixels that the mouse may move in a click
-const BODY = 0.15; // opacity of the scan in the 3D view, so that the structures in it are seen
+const BODY = 0.6; // opacity of the scan in the 3D view, so that the structures in it are seen
 const AXIAL_CORONAL_SAGITTAL = [2, 1, 0]; // the RAS axis across each plane, by NiiVue's number of the plane
 
 export class Scene {
@@ -249,15 +249,14 @@ export class Scene {
 
   /** The 3D view shows the structures whole where the planes show them transparent. */
   #withFaintBody(draw) {
-    const [volume] = this.nv.volumes;
-    const [body, structures] = [volume.opacity, this.nv.drawOpacity];
-    volume._opacity = BODY; // the setter would make the volume anew
-    this.nv.drawOpacity = structures && 1;
+    const { gl, renderShader, drawOpacity } = this.nv;
+    renderShader.use(gl);
+    gl.uniform1f(renderShader.uniforms.backOpacity, BODY); // NiiVue has but one opacity for planes and 3D view
+    this.nv.drawOpacity = drawOpacity && 1;
     try {
       return draw();
     } finally {
-      volume._opacity = body;
-      this.nv.drawOpacity = structures;
+      this.nv.drawOpacity = drawOpacity;
     }
   }
 
@@ -268,7 +267,8 @@ export class Scene {
       this.marks.width = Math.round(width * ratio);
       this.marks.height = Math.round(height * ratio);
     }
-    const pen = this.marks.getContext("2d");
+    // In main memory: where a graphics card is simulated, Chromium stops drawing what should be drawn on it.
+    const pen = this.marks.getContext("2d", { willReadFrequently: true });
     pen.setTransform(ratio, 0, 0, ratio, 0, 0);
     pen.clearRect(0, 0, width, height);
     if (!this.volume) return;
