@@ -59,6 +59,7 @@ def find_tissues(volume: Volume, labels_ijk: np.ndarray) -> Tissues:
     smooth = smoothed(hu, spacing_mm)
     grid = Coarse.of(hu, smooth, labels, spacing_mm)
     body = grid.fine_body(smooth) | (labels > 0)
+    del smooth  # as much memory as the scan itself, twice
     found = _tissues_zyx(hu, labels, body, grid, spacing_mm)
     back = ijk_from_zyx(volume.affine_ras_mm)
     return Tissues(turned(found, back), turned(body, back))
