@@ -18,7 +18,10 @@ def _names(text: str) -> list[str]:
 
 
 def _counts(text: str) -> list[int]:
-    return [int(number) for number in text.split(",")]
+    try:
+        return [int(number) for number in text.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"must be whole numbers separated by commas, got {text!r}") from error
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -129,6 +129,9 @@ def test_evaluate_writes_its_report_and_names_what_is_wrong(folder, capsys, tmp_
     assert "--clicks 2,1 --seeds 1 --structures spleen`" in report and "scripts/evaluate.py" in report
     assert "'q'" in refused("evaluate", capsys, *common, "--cases", "q")
     assert "seeds" in refused("evaluate", capsys, *common, "--seeds", "0")
+    with pytest.raises(SystemExit):
+        script("evaluate").main([*map(str, common), "--clicks", "1,a"])
+    assert "--clicks: must be whole numbers separated by commas, got '1,a'" in capsys.readouterr().err
 
 
 def test_evaluate_proposals_names_what_is_wrong(folder, capsys, tmp_path):

@@ -238,6 +238,12 @@ def test_what_is_no_data_set_is_named(layouts, tmp_path):
         find_dataset(tmp_path)
 
 
+def test_a_folder_of_several_data_sets_is_not_guessed(layouts):
+    with pytest.raises(ValueError, match="must be one data set, it has files of flare22 and btcv; say which"):
+        find_dataset(layouts)
+    assert find_dataset(layouts, "btcv").kind == "btcv"
+
+
 def test_a_file_that_is_there_twice_is_refused(tmp_path):
     miniatures.btcv(tmp_path)
     miniatures.save(tmp_path / "predicted" / "label0001.nii.gz", np.zeros((4, 4, 4), np.uint8))

@@ -156,6 +156,35 @@ def test_fat_between_muscles_and_a_vein_in_fat_have_no_label():
     assert not (found[vein] == MUSCLE).any()
 
 
+@pytest.mark.parametrize(("inner", "cortex"), [(8, BONE), (5, BONE), (6, 130)])
+def test_marrow_as_dense_as_muscle_is_none(inner, cortex):
+    hu, r = thigh()
+    hu[r < 14], hu[r < inner] = BONE, LEAN
+    hu[(r < 14) & (r >= inner) & (np.arange(hu.shape[1])[:, None] < 27)] = cortex  # thin: partial volume
+    found = find_tissues(volume_of(hu)[0], np.zeros(hu.shape, np.uint8)).labels_ijk
+    assert not found[r < inner].any()
+    assert dsc(found == MUSCLE, (r < 54) & (r > 14)) > 0.95
+
+
+def test_shoulders_beside_the_tips_of_lungs_are_muscle():
+    hu = np.full((40, 100, 100), AIR, np.int16)
+    r = radius_mm(hu.shape, MM3)
+    hu[r < 130], hu[r < 128], hu[r < 110] = 20, FAT, LEAN
+    hu[:30][r[:30] < 100], hu[30:][r[30:] < 30] = LUNG, LUNG
+    found = find_tissues(volume_of(hu)[0], np.zeros(hu.shape, np.uint8)).labels_ijk
+    assert dsc(found[32:] == MUSCLE, (r[32:] < 110) & (r[32:] > 30)) > 0.95
+
+
+def test_thin_fat_beside_a_bright_organ_that_is_labelled_is_fat():
+    hu, labels, r = belly()
+    kidney = radius_mm(hu.shape, MM3, (70, 49.5)) < 24
+    hu[kidney], labels[kidney] = 200, VALUE_OF["kidney_left"]
+    hu[hu > AIR] += np.random.default_rng(0).normal(0, 30, np.count_nonzero(hu > AIR)).astype(np.int16)
+    beside = (radius_mm(hu.shape, MM3, (70, 49.5)) < 27) & (r < 81) & (labels == 0)
+    found = find_tissues(volume_of(hu)[0], labels).labels_ijk
+    assert beside.any() and (found[beside] == VISCERAL).mean() > 0.95  # else two thirds
+
+
 def test_blood_with_contrast_is_no_muscle():
     hu, _ = thigh()
     artery = radius_mm(hu.shape, MM3, (30, 42)) < 7

@@ -137,7 +137,7 @@ def find_dataset(folder: str | os.PathLike, kind: str = "auto") -> DataSet:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no such kind, none is recognised, or the folder does not hold that kind.
+        ValueError: no such kind, none or several are recognised, or the folder does not hold that kind.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -157,21 +157,24 @@ def recognise(folder: Path) -> str:
     """The kind of data set that the files of a folder look like.
 
     Raises:
-        ValueError: none.
+        ValueError: none, or files of several.
     """
     if (folder / _DATASTORE_FILE).is_file() or (folder / _META_FILE).is_file():
         return "totalseg"
     if any(map(_is_case, folder.iterdir())):
         return "cases"
     stems = {_stem(path) for path in _niftis(folder)}
-    if any(_FLARE22_FILE.match(stem) for stem in stems):
-        return "flare22"
-    if any(re.fullmatch(r"label\d{4}", stem) for stem in stems):
-        return "btcv"
-    for kind in TUMOURS:
-        if (folder / "dataset.json").is_file() and any(stem.startswith(_msd_prefix(kind)) for stem in stems):
-            return kind
-    raise ValueError(f"data {folder} must be a folder of cases or a data set ({', '.join(KINDS[1:])}), it is neither")
+    msd = (folder / "dataset.json").is_file()
+    looks = {"flare22": _FLARE22_FILE.match, "btcv": re.compile(r"label\d{4}$").match}
+    looks |= {kind: re.compile(_msd_prefix(kind)).match for kind in TUMOURS if msd}
+    found = [kind for kind, match in looks.items() if any(map(match, stems))]
+    if not found:
+        raise ValueError(
+            f"data {folder} must be a folder of cases or a data set ({', '.join(KINDS[1:])}), it is neither"
+        )
+    if len(found) > 1:
+        raise ValueError(f"data {folder} must be one data set, it has files of {' and '.join(found)}; say which it is")
+    return found[0]
 
 
 def read_case_list(path: str | os.PathLike) -> tuple[str, ...]:

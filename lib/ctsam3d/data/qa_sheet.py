@@ -22,7 +22,10 @@ _OPACITY, _DPI, _WIDTH_INCHES = 0.5, 100, 14.0
 
 
 def label_colours() -> ListedColormap:
-    """256 colours: none for 0, those of `TISSUE_COLOURS`, and twenty that take turns for every other label."""
+    """256 colours: none for 0, those of `TISSUE_COLOURS`, and twenty that take turns for every other label.
+
+    Not those of `ctsam3d.data.label_colours`, among which bowel looks like fat, and muscles like muscle.
+    """
     turns = colormaps["tab20b"]
     colours = [(0.0, 0.0, 0.0, 0.0), *(turns((7 * value) % 20) for value in range(1, 256))]
     for name, colour in TISSUE_COLOURS.items():

@@ -59,7 +59,8 @@ def find_tissues(volume: Volume, labels_ijk: np.ndarray) -> Tissues:
     smooth = smoothed(hu, spacing_mm)
     grid = Coarse.of(hu, smooth, labels, spacing_mm)
     body = grid.fine_body(smooth) | (labels > 0)
-    found = _tissues_zyx(hu, smooth, labels, body, grid, spacing_mm)
+    del smooth  # as much memory as the scan itself, twice
+    found = _tissues_zyx(hu, labels, body, grid, spacing_mm)
     back = ijk_from_zyx(volume.affine_ras_mm)
     return Tissues(turned(found, back), turned(body, back))
 
@@ -90,13 +91,14 @@ def _patient_aligned(volume: Volume, labels_ijk) -> tuple[np.ndarray, np.ndarray
     return turned(volume.array_ijk, turn), turned(labels_ijk, turn), spacing_mm
 
 
-def _tissues_zyx(hu, smooth, labels, body, grid: Coarse, spacing_mm) -> np.ndarray:
+def _tissues_zyx(hu, labels, body, grid: Coarse, spacing_mm) -> np.ndarray:
     out = np.zeros(hu.shape, np.uint8)
     if not body.any():
         return out
     places = find_places(grid)
     free = _shifted_all(body, spacing_mm, SKIN_MM) & (labels == 0)
     free &= ~grid.fine(places.bone)
+    smooth = smoothed(hu, spacing_mm, labels == 0)  # what is labelled does not shine into its neighbours
     fat = free & (smooth >= FAT_HU[0]) & (smooth <= FAT_HU[1])
     fat &= ~_gas_rim(hu, fat, spacing_mm)
     subcutaneous = grid.fine(places.subcutaneous)
@@ -124,10 +126,16 @@ def noise_hu(hu_zyx: np.ndarray) -> float:
     return worst
 
 
-def smoothed(hu_zyx: np.ndarray, spacing_zyx_mm) -> np.ndarray:
-    """(Z, Y, X) float32 HU, clipped to where fat and muscle are told apart, smoothed by 0.7 to 2 mm as noise asks."""
+def smoothed(hu_zyx: np.ndarray, spacing_zyx_mm, among: np.ndarray | None = None) -> np.ndarray:
+    """(Z, Y, X) float32 HU, clipped to where fat and muscle are told apart, smoothed by 0.7 to 2 mm as noise asks.
+
+    Args:
+        among: (Z, Y, X) bool, the voxels that count, but for those of air, which never do; default all.
+    """
     sigma_mm = float(np.clip(noise_hu(hu_zyx) / 15.0, 0.7, 2.0))
     weight = (hu_zyx > SURFACE_HU).astype(np.float32)
+    if among is not None:
+        weight *= among
     out = np.clip(hu_zyx, *_CLIP_HU) * weight
     for axis, step in enumerate(spacing_zyx_mm):
         for array in (out, weight):

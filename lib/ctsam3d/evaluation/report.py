@@ -50,7 +50,8 @@ def write_report(
         ValueError: no results, or a frame that `check_results` refuses.
     """
     if not len(results):
-        raise ValueError(f"results must hold at least one structure, got none; {len(skipped)} were skipped")
+        why = f"{len(skipped)} were skipped: absent, or fewer than {run.min_voxels} voxels of {run.spacing_mm:g} mm"
+        raise ValueError(f"results must hold at least one structure, got none; {why}")
     folder, frame = Path(folder), results_frame(results, run.patients)
     with atomic_path(folder / "results.csv") as path:
         frame.to_csv(path, index=False, float_format="%.6f")

@@ -41,9 +41,10 @@ dd.of { font-size: .8rem; color: var(--soft); line-height: 1.3; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; color: var(--soft); padding-bottom: .3rem; }
 th, td { padding: .22rem .6rem; border-bottom: 1px solid var(--line); text-align: right; white-space: nowrap; }
-thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; }
+thead th { border-bottom: 2px solid var(--line); vertical-align: bottom; white-space: normal;
+  overflow-wrap: normal; min-width: 4.2rem; }
 th:first-child { text-align: left; position: sticky; left: 0; background: var(--back); font-weight: 500;
-  white-space: normal; overflow-wrap: break-word; min-width: 7rem; max-width: min(20rem, 45vw); }
+  white-space: normal; overflow-wrap: break-word; min-width: min(9.5rem, 32vw); max-width: min(20rem, 45vw); }
 figure { margin: .8rem 0; }
 figcaption { font-size: .85rem; color: var(--soft); }
 figure img { display: block; max-width: 100%; height: auto; }
