@@ -8,8 +8,8 @@ from scipy import ndimage
 from tests.training.boxes import STILL, boxes, lone
 
 from ctsam3d.training.cases import VolumeCache
-from ctsam3d.training.config import TrainingConfig
-from ctsam3d.training.pairs import draw_pair
+from ctsam3d.training.config import Augmentation, TrainingConfig
+from ctsam3d.training.pairs import TrainingVolume, draw_labelled_patch, draw_pair
 from ctsam3d.volume import OUTSIDE_HU
 
 FULL = TrainingConfig(preset="tiny", augmentation=STILL, empty_share=0)
@@ -165,3 +165,19 @@ def test_a_lesion_takes_the_place_of_the_structure(volume):
         assert pair.target[0].any() and pair.target[1].any()  # both hold the anchor
         in_u, in_v = (tuple(slice(max(0, s * o), min(64, 64 + s * o)) for o in pair.offset) for s in (1, -1))
         assert np.array_equal(pair.target[0][in_u], pair.target[1][in_v])  # one lesion, seen from two places
+
+
+def test_a_labelled_patch_is_the_volume_flipped_at_most():
+    rng = np.random.default_rng(5)
+    labels = rng.integers(0, 3, (20, 20, 20)).astype(np.uint8)
+    volume = TrainingVolume(
+        "case", "content", (labels * 100).astype(np.int16), labels,
+        {v: np.argwhere(labels == v) for v in (1, 2)}, {v: int((labels == v).sum()) for v in (1, 2)}, ("a", "b"),
+    )  # fmt: skip
+    plain = Augmentation(spatial=1.0, intensity=0.0, noise=0.0, blur=0.0)
+    config = TrainingConfig(preset="tiny", augmentation=plain)
+    hu, found = draw_labelled_patch(volume, 32, config, np.random.default_rng(1))
+    assert hu.shape == found.shape == (32, 32, 32) and found.any()
+    inside = hu > -1000
+    np.testing.assert_array_equal(hu[inside], found[inside] * 100.0)
+    assert not found[~inside].any()

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from ctsam3d.model.appearance import Appearance
 from ctsam3d.model.cross_patch import CrossPatchPrompter
 from ctsam3d.model.decoder import Decoder
 from ctsam3d.model.encoder import RestEncoder, UnetEncoder
@@ -24,6 +25,9 @@ class NetworkConfig:
 
     Attributes:
         encoder, prompt, cross_patch_frame: see `build`.
+        centred: bring what a stage of the encoder gives to mean 0 and variance 1 over the patch, a channel at a time.
+            The values of a narrow encoder otherwise drift to many times their spread, and hide it.
+        appearance: channels of an embedding, see `Appearance`; 0 for none, as in the paper.
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -36,6 +40,8 @@ class NetworkConfig:
     encoder: str = "rest"
     prompt: str = "psap"
     cross_patch_frame: str = "own"
+    centred: bool = False
+    appearance: int = 0
 
     def __post_init__(self):
         if self.encoder not in ("rest", "unet"):
@@ -57,8 +63,12 @@ class NetworkConfig:
 _NARROW_CROSS_PATCH = {"cross_patch_widths": (8, 16, 32, 64, 128), "cross_patch_frame": "neighbour"}
 PRESETS = {
     "base": NetworkConfig(),
-    "small": NetworkConfig(widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, **_NARROW_CROSS_PATCH),
-    "tiny": NetworkConfig(widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, **_NARROW_CROSS_PATCH),
+    "small": NetworkConfig(
+        widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, centred=True, appearance=32, **_NARROW_CROSS_PATCH
+    ),
+    "tiny": NetworkConfig(
+        widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, centred=True, appearance=32, **_NARROW_CROSS_PATCH
+    ),
 }
 
 
@@ -89,12 +99,15 @@ def build(
     width = config.decoder_width
     skips = (width // 2, width // 2, width // 2, width)
     if config.encoder == "rest":
-        image_encoder = RestEncoder(config.widths, config.blocks, config.heads, config.reductions, skips)
+        image_encoder = RestEncoder(
+            config.widths, config.blocks, config.heads, config.reductions, skips, centred=config.centred
+        )
     else:
-        image_encoder = UnetEncoder(config.widths, config.blocks, skips)
+        image_encoder = UnetEncoder(config.widths, config.blocks, skips, centred=config.centred)
     layer = PsapLayer if config.prompt == "psap" else RffLayer
     modulation = functools.partial(layer, hidden=config.prompt_hidden)
-    decoder = Decoder(width, modulation, resize_prompts=config.prompt == "psap")
+    appearance = Appearance(skips, config.appearance, width) if config.appearance else None
+    decoder = Decoder(width, modulation, config.prompt == "psap", appearance)
     network = SAM3D(image_encoder, decoder, CrossPatchPrompter(config.cross_patch_widths), config)
     network.encoder.apply(_initialise)
     network.decoder.apply(_initialise)

@@ -37,6 +37,7 @@ class Decoder(nn.Module):
         width: channels into the first four stages; half of it into the fifth, a quarter into the head.
         modulation: makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
         resize_prompts: whether prompts are brought to each stage's size before its block sees them.
+        appearance: what likeness to the prompts adds at 1/4 (`Appearance`, to `width` channels), or None.
 
     Attributes:
         plain: call every layer as it stands also where no gradient is wanted.
@@ -44,9 +45,15 @@ class Decoder(nn.Module):
 
     plain = False
 
-    def __init__(self, width: int, modulation: Callable[[int], nn.Module], resize_prompts: bool = True):
+    def __init__(
+        self,
+        width: int,
+        modulation: Callable[[int], nn.Module],
+        resize_prompts: bool = True,
+        appearance: nn.Module | None = None,
+    ):
         super().__init__()
-        self.resize_prompts = resize_prompts
+        self.resize_prompts, self.appearance = resize_prompts, appearance
         ins, outs = [width] * 4 + [width // 2], [width // 2] * 4 + [width // 4]
         self.blocks = nn.ModuleList(PromptedBlock(channels, modulation) for channels in ins)
         self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(ins, outs))
@@ -61,6 +68,8 @@ class Decoder(nn.Module):
                 x = self.upscales[stage](x)
             if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
                 x = torch.cat([x, skips.pop()], dim=1)
+                if not skips and self.appearance is not None:
+                    x = x + self.appearance(features, prompts)
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))

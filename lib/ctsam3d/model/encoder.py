@@ -10,7 +10,15 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.layers import LAYER_NORM_EPS, ChannelLayerNorm, PositionAttention, resize, to_tokens, to_volume
+from ctsam3d.model.layers import (
+    LAYER_NORM_EPS,
+    ChannelLayerNorm,
+    PositionAttention,
+    instance_norm,
+    resize,
+    to_tokens,
+    to_volume,
+)
 
 
 class ReducedAttention(nn.Module):
@@ -111,10 +119,12 @@ class RestEncoder(nn.Module):
     Args:
         widths, blocks, heads, reductions: one value a stage.
         skip_widths: channels of the four features that come out.
+        centred: bring each channel of a stage to mean 0 and variance 1 over the patch.
     """
 
-    def __init__(self, widths, blocks, heads, reductions, skip_widths):
+    def __init__(self, widths, blocks, heads, reductions, skip_widths, centred: bool = False):
         super().__init__()
+        self.centred = centred
         embeds = [rest_stem(1, widths[0]), *(rest_downsample(a, b) for a, b in zip(widths, widths[1:]))]
         self.stages = nn.ModuleList(map(RestStage, embeds, widths, blocks, heads, reductions))
         self.skips = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, skip_widths))
@@ -123,7 +133,7 @@ class RestEncoder(nn.Module):
         """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32."""
         features, x = [], image
         for stage, skip in zip(self.stages, self.skips):
-            x = stage(x)
+            x = instance_norm(stage(x)) if self.centred else stage(x)
             features.append(skip(x))
         return tuple(features)
 
@@ -131,8 +141,9 @@ class RestEncoder(nn.Module):
 class UnetEncoder(nn.Module):
     """Residual convolutions in place of transformer blocks; the same four features as `RestEncoder`."""
 
-    def __init__(self, widths, blocks, skip_widths):
+    def __init__(self, widths, blocks, skip_widths, centred: bool = False):
         super().__init__()
+        self.centred = centred
         half = widths[0] // 2
         ins, self.stages = [half, *widths[:-1]], nn.ModuleList()
         self.stem = nn.Sequential(_conv_norm(1, half, 2), _ConvBlock(half))
@@ -145,7 +156,7 @@ class UnetEncoder(nn.Module):
         """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32."""
         features, x = [], self.stem(image)
         for stage, skip in zip(self.stages, self.skips):
-            x = stage(x)
+            x = instance_norm(stage(x)) if self.centred else stage(x)
             features.append(skip(x))
         return tuple(features)
 

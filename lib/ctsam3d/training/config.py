@@ -27,6 +27,10 @@ class Augmentation:
     lesion: float = 0.0  # probability that a random mass or tube takes the structure's place, see `lesions.py`
 
 
+SCHEDULES = ("step", "cosine")
+TRAINABLE = ("all", "decoder", "cross_patch", "segmentation")
+
+
 @dataclass(frozen=True)
 class TrainingConfig:
     """A run of Algorithm 1.
@@ -52,7 +56,8 @@ class TrainingConfig:
         carry: share of the later rounds in which V is seen as an expansion opens it: with what U's mask shows of it as
             previous mask, and one click where P should put it. The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
-            masks and in one round, a cheap beginning as S does not run.
+            masks and in one round, a cheap beginning as S does not run; "segmentation": S alone, P stays as it is.
+        encoder_rate: factor of the learning rate for the encoder, which needs less where it was trained before.
         frozen_statistics: keep the stem's batch norm in eval mode, as retraining on few studies should. Needs
             initial weights: the statistics of a fresh network are 0 and 1, and hide what soft tissues differ in.
         mixed_precision: bfloat16 for the network's forward pass on a GPU that has it.
@@ -82,6 +87,7 @@ class TrainingConfig:
     feedback: float = 0.0
     carry: float = 0.0
     trainable: str = "all"
+    encoder_rate: float = 1.0
     frozen_statistics: bool = False
     mixed_precision: bool = True
     seed: int = 42
@@ -91,12 +97,13 @@ class TrainingConfig:
         for name in ("epochs", "samples_per_volume", "batch_size", "accumulate", "rounds"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not self.learning_rate > 0:
-            raise ValueError(f"learning_rate must be positive, got {self.learning_rate}")
+        for name in ("learning_rate", "encoder_rate"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
         for name in ("empty_share", "imprecise_clicks", "feedback", "carry"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
-        for name, known in {"schedule": ("step", "cosine"), "trainable": ("all", "decoder", "cross_patch")}.items():
+        for name, known in {"schedule": SCHEDULES, "trainable": TRAINABLE}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
 

@@ -176,9 +176,8 @@ class Run:
             self.pair_network = DistributedDataParallel(
                 self.pair_network, find_unused_parameters=self.network.config.prompt == "rff"
             )
-        self.optimiser = torch.optim.AdamW(
-            _parameter_groups(self.network), config.learning_rate, config.betas, weight_decay=config.weight_decay
-        )
+        groups = _parameter_groups(self.network, config)
+        self.optimiser = torch.optim.AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
         self.log = RunLog(out, enabled=processes.rank() == 0)
 
     @property
@@ -199,7 +198,7 @@ class Run:
         """One step: the learning rate of this step, its click rounds, a line in the log."""
         rate = self.config.learning_rate_at((self.step + 1) / self.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         results = self._train_step(self.pair_network, self.optimiser, batches, self.config, self.device)
         self.step += 1
         self.log.write(self.step, rate, results)
@@ -366,16 +365,16 @@ def _checked_window(initial: checkpoint.Checkpoint, config: TrainingConfig) -> c
     return initial
 
 
-def _parameter_groups(network: nn.Module) -> list[dict]:
-    """Parameters that learn: those of S, and those of P with an epsilon of their own.
+def _parameter_groups(network: nn.Module, config: TrainingConfig) -> list[dict]:
+    """Parameters that learn: those of S, by part, and those of P with an epsilon of their own.
 
     P's squared error is a mean over 64³ voxels of which a click's map fills some hundred, so that its gradients are
     about 1e-12 in the deep layers. Under AdamW's usual epsilon of 1e-8 those would never move.
     """
-    s = [*network.encoder.parameters(), *network.decoder.parameters()]
     groups = [
-        {"params": [parameter for parameter in s if parameter.requires_grad]},
-        {"params": [p for p in network.cross_patch.parameters() if p.requires_grad], "eps": P_EPSILON},
+        {"params": [p for p in network.encoder.parameters() if p.requires_grad], "rate": config.encoder_rate},
+        {"params": [p for p in network.decoder.parameters() if p.requires_grad], "rate": 1.0},
+        {"params": [p for p in network.cross_patch.parameters() if p.requires_grad], "rate": 1.0, "eps": P_EPSILON},
     ]
     return [group for group in groups if group["params"]]
 
@@ -387,9 +386,10 @@ def _set_trainable(network: nn.Module, config: TrainingConfig) -> None:
         network.encoder.requires_grad_(False)
         network.decoder.requires_grad_(False)
         return
+    network.cross_patch.requires_grad_(config.trainable != "segmentation")
     for module in network.encoder.modules():
         norm = isinstance(module, (ChannelLayerNorm, nn.LayerNorm, nn.BatchNorm3d))
         for parameter in module.parameters(recurse=False):
-            parameter.requires_grad_(norm or config.trainable == "all")
+            parameter.requires_grad_(norm or config.trainable != "decoder")
         if isinstance(module, nn.BatchNorm3d) and config.frozen_statistics:
             module.eval()

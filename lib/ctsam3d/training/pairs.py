@@ -64,11 +64,7 @@ def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np
         size: voxels a side of a patch.
         config: `structure_power`, `empty_share` and `augmentation` are used.
     """
-    values = sorted(volume.sizes)
-    weights = np.array([volume.sizes[v] for v in values], float) ** config.structure_power
-    value = values[rng.choice(len(values), p=weights / weights.sum())]
-    anchors = volume.anchors[value]
-    anchor = anchors[rng.integers(len(anchors))].astype(int)
+    value, anchor = _draw_anchor(volume, config, rng)
     matrix, table = _draw_matrix(config.augmentation, rng), _draw_contrast(volume, config.augmentation, rng)
     window = _Window(volume, value, anchor, matrix, size, table)
     lesion = draw_lesion(rng) if rng.random() < config.augmentation.lesion else None
@@ -82,6 +78,34 @@ def draw_pair(volume: TrainingVolume, size: int, config: TrainingConfig, rng: np
     hu = np.stack([hu_u, hu_v])
     hu = _change_intensity(hu, config.augmentation, rng)
     return Pair(hu, np.stack([target_u, target_v]), start_v - start_u)
+
+
+def draw_labelled_patch(
+    volume: TrainingVolume, size: int, config: TrainingConfig, rng: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """HU float32 and label map (D, H, W) of a patch that holds a voxel drawn as in `draw_pair`, anywhere inside it.
+
+    It is flipped, and its intensities are changed as those of a pair are; it is not rotated, since labels would not
+    stay whole.
+
+    Args:
+        size: voxels a side of a patch.
+        config: `structure_power` and `augmentation` are used.
+    """
+    value, anchor = _draw_anchor(volume, config, rng)
+    matrix = np.diag(np.where(rng.random(3) < config.augmentation.flip, -1, 1))
+    window = _Window(volume, value, anchor, matrix, size, _draw_contrast(volume, config.augmentation, rng))
+    hu, labels = window.cut_labels(-rng.integers(0, size, 3))
+    return _change_intensity(hu[None], config.augmentation, rng)[0], labels
+
+
+def _draw_anchor(volume: TrainingVolume, config: TrainingConfig, rng: np.random.Generator) -> tuple[int, np.ndarray]:
+    """A label value by a power of its size, and one of its voxels (3,)."""
+    values = sorted(volume.sizes)
+    weights = np.array([volume.sizes[v] for v in values], float) ** config.structure_power
+    value = values[rng.choice(len(values), p=weights / weights.sum())]
+    anchors = volume.anchors[value]
+    return value, anchors[rng.integers(len(anchors))].astype(int)
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,15 +125,22 @@ class _Window:
 
     def cut(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """HU and mask of the patch whose first voxel is `start`; beyond the scan is air without structure."""
-        low, high = self._source(start)
-        hu, target = self._crop(low, high)
         if np.array_equal(np.abs(self.matrix), np.eye(3)):  # flips alone move whole voxels
-            flips = tuple(np.flatnonzero(np.diag(self.matrix) < 0))
-            return np.flip(hu, flips), np.flip(target > 0.5, flips)
+            hu, labels = self.cut_labels(start)
+            return hu, labels == self.value
+        low, high = self._source(start)
+        hu, labels = self._crop(low, high)
+        target = (labels == self.value).astype(np.float32)
         offset, shape = self.anchor + self.matrix @ start - low, (self.size,) * 3
         hu = ndimage.affine_transform(hu, self.matrix, offset, shape, order=1, mode="nearest")
         target = ndimage.affine_transform(target, self.matrix, offset, shape, order=1, mode="constant")
         return hu, target > 0.5
+
+    def cut_labels(self, start: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """HU and label map of the patch at `start`, for a matrix that flips alone."""
+        flips = tuple(np.flatnonzero(np.diag(self.matrix) < 0))
+        hu, labels = self._crop(*self._source(start))
+        return np.flip(hu, flips), np.flip(labels, flips)
 
     def empty(self, start: np.ndarray) -> bool:
         """Whether the patch at `start` surely lacks the structure."""
@@ -130,8 +161,7 @@ class _Window:
         hu, labels = self.volume.hu_zyx[inside].astype(np.float32), self.volume.labels_zyx[inside]
         if self.contrast_hu is not None:
             hu += ndimage.gaussian_filter(self.contrast_hu[labels], CONTRAST_SIGMA)
-        target = (labels == self.value).astype(np.float32)
-        return np.pad(hu, padding, constant_values=OUTSIDE_HU), np.pad(target, padding)
+        return np.pad(hu, padding, constant_values=OUTSIDE_HU), np.pad(labels, padding)
 
 
 def _draw_contrast(volume: TrainingVolume, augmentation: Augmentation, rng: np.random.Generator) -> np.ndarray | None:

@@ -125,6 +125,8 @@ class PairNetwork(nn.Module):
             Logits (n, 1, D, H, W) and heatmaps (m, 1, D, H, W).
         """
         logits = self.network(_memory(image[segmented]), prompts)
+        if len(source) == 0:  # P does not learn
+            return logits, logits.new_zeros(0, *logits.shape[1:])
         masks = torch.zeros_like(image)
         masks[segmented] = (logits.detach() > 0).to(image.dtype)
         return logits, self.propose(image, masks, source, neighbour, offset)
@@ -155,6 +157,8 @@ class Rounds:
         self.source = torch.cat([every_u, both]).to(self.device)  # (m,)
         self.neighbour = torch.cat([every_u + pairs, both - pairs]).to(self.device)
         self.offset = torch.cat([batch.offset, -batch.offset[both - pairs]])  # (m, 3); indices, so not on the device
+        if config.trainable == "segmentation":  # nothing for P to learn from
+            self.source, self.neighbour = self.source[:0], self.neighbour[:0]
         self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
         self.feedback, self.carry = (np.random.default_rng([*batch.seed[0].tolist(), n]) for n in (3, 4))
         first_v = int(filled[:pairs].sum())  # U's are all segmented, and come first
@@ -196,6 +200,8 @@ class Rounds:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=enabled)
 
     def _heatmap_loss(self, heatmaps: Tensor) -> Tensor:
+        if len(heatmaps) == 0:
+            return heatmaps.sum()
         return F.mse_loss(heatmaps.float(), self.heatmap[self.neighbour])
 
     def click(self, logits: Tensor) -> float:
