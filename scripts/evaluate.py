@@ -43,7 +43,8 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--min-voxels", type=int, default=MIN_VOXELS,
                         help="leave out structures with fewer voxels at the model's spacing")  # fmt: skip
     parser.add_argument("--tolerance-mm", type=float, default=TOLERANCE_MM, help="of NSD, which is also given at 2 mm")
-    parser.add_argument("--weights", default="default", help="packaged name or a .safetensors file")
+    parser.add_argument("--weights", default="default", 
+                        help="packaged name or a .safetensors file; region-growing for a baseline without")  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")
     parser.add_argument("--no-expand", dest="expand", action="store_false", help="a click segments its own patch alone")
     parser.add_argument("--overlays", action="store_true", help="draw each structure, not best, median and worst")

@@ -17,6 +17,8 @@ from ctsam3d.data.datasets import (
     read_case_list,
     read_patients,
 )
+from ctsam3d.evaluation.region_growing import NAME as REGION_GROWING
+from ctsam3d.evaluation.region_growing import RegionGrower
 from ctsam3d.evaluation.report import RunInfo, Skipped, results_frame, write_report
 from ctsam3d.evaluation.report_sections import examples
 from ctsam3d.evaluation.runs import Gathered, Parts, Run, Settings, dealt, process_group, together
@@ -78,6 +80,7 @@ def evaluate(
 
     Args:
         data: folder of a data set, see `find_dataset`.
+        weights: packaged name or a .safetensors file; "region-growing" for a baseline without any.
         cases, structures: names; default all of the split, and all that the data set is there for.
         clicks: the numbers of clicks after which to score; default 1, 3, 5, 7, 9, and 10 for tumours.
         seeds: how many users click each structure, with the seeds 0 to `seeds` - 1.
@@ -111,7 +114,7 @@ def evaluate(
     chosen = found.chosen(_names(cases, case_list, split), split)
     counts = counts or (TUMOUR_CLICK_COUNTS if found.kind in TUMOURS else CLICK_COUNTS)
     with process_group(device) as device:
-        segmenter = load(weights, device)
+        segmenter = RegionGrower() if weights == REGION_GROWING else load(weights, device)
         settings = Settings.of(segmenter, counts, seeds, tolerance_mm, user, expand)
         run = Run(Parts(Path(out) / "parts", settings), structures or found.structures, min_voxels, overlays)
         failed = together(run.do(segmenter, dealt(chosen)))
