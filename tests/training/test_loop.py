@@ -256,6 +256,21 @@ with processes.process_group("cpu") as device:
 """
 
 
+def test_s_alone_leaves_p_as_it_is_and_its_encoder_learns_by_a_rate_of_its_own(tmp_path, sources, trained):
+    initial = checkpoint.load(trained[0] / "model.safetensors")
+    before = {name: value.clone() for name, value in initial.network.state_dict().items()}
+    config = dataclasses.replace(QUICK, trainable="segmentation", encoder_rate=0.5, samples_per_volume=2)
+    run = Run(sources, config, tmp_path, initial=initial)
+    results = run.learn(next(iter(run.loader(0))))
+    assert all(result.heatmap == 0 for result in results)
+    rates = [group["lr"] for group in run.optimiser.param_groups]
+    assert rates == [0.5 * config.learning_rate_at(0.5), config.learning_rate_at(0.5)]
+    after = run.network.state_dict()
+    changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
+    assert changed == {"encoder", "decoder"}
+
+
+
 @pytest.mark.slow
 def test_two_processes_learn_what_one_learns_from_the_same_batches(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
