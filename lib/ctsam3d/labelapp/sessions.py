@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -111,6 +112,7 @@ class HeldSession:
         version: of the weights.
         expanding: whether the one who held `lock` last left an expansion that goes on in the background.
         requests: that have the session or wait for it; the store counts them.
+        log_id: what the log of efforts calls it.
     """
 
     session: Session
@@ -119,6 +121,7 @@ class HeldSession:
     expanding: bool = False
     requests: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    log_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
 class SessionStore:
