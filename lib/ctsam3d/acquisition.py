@@ -251,7 +251,7 @@ def fit_effort(quality: Sequence[float], dsc: Sequence[float], clicks: Sequence[
         if number > 1 and error > 1 - TARGET_DSC:  # saved once it was good: the error had come down to the target's
             rates.append(((1 - TARGET_DSC) / error) ** (1 / (number - 1)))
     log_rate = (np.sum(np.log(rates)) + PRIOR_SESSIONS * np.log(PRIOR_RATE)) / (len(rates) + PRIOR_SESSIONS)
-    return Effort(line.slope, line.intercept, float(np.clip(np.exp(log_rate), 0.05, 0.98)), int(len(quality)))
+    return Effort(line.slope, line.intercept, float(np.clip(np.exp(log_rate), 0.05, 0.98)), len(quality))
 
 
 def click_effort(quality: np.ndarray, effort: Effort, k: int) -> list[Pick]:

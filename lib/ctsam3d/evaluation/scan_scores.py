@@ -1,4 +1,4 @@
-"""What the model itself says of a scan that nobody has labelled: an embedding, how unsure it is, how good it expects to be.
+"""What the model says of a scan that nobody has labelled: an embedding, how unsure it is, how good it expects to be.
 
 The cost of a scan is bounded by a number of patches and predictions, whatever its size. Structures are found by their
 prototypes, the features of the frozen encoder at their deepest point in labelled scans: the most similar place of the
@@ -188,7 +188,7 @@ def _pooled(stage) -> np.ndarray:
 
 
 def _predictions(looker: _Looker, voxel_zyx, rng: np.random.Generator) -> np.ndarray:
-    """(3, D, H, W) probabilities of one structure: as it is; click jittered in noise; mirrored with a jittered click."""
+    """(3, D, H, W) probabilities of one structure: plain; noise and a jittered click; mirrored, jittered again."""
     box = looker.patch(voxel_zyx)
     hu, click = looker.hu(box), np.array([v - a for v, a in zip(voxel_zyx, box.start)])
 

@@ -2,8 +2,8 @@
 
 ``click``: time, session, image, structure, client, model version, the new clicks ([i, j, k, positive]), how many were
 taken back, seconds of the model, and the quality that the model predicts of the clicked patch. ``saved``: time, image,
-who, and of each structure that was clicked since the last save its clicks, seconds, version, and DSC and NSD between the
-last mask and what was saved.
+who, and of each structure that was clicked since the last save its clicks, seconds, version, and DSC and NSD between
+the last mask and what was saved.
 
 In the dialect with one list of clicks a label, positive clicks on other labels are negative ones too; these cost nobody
 anything and are left out. Negative clicks that several structures share count for each of them.

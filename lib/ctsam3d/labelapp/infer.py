@@ -185,9 +185,7 @@ class ClickEngine:
         with rejected(path, name):
             return self._images.get(path)
 
-    def segment(
-        self, request: ClickRequest, image: Image, watch: Stopwatch, name: str = ""
-    ) -> tuple[str | None, dict]:
+    def segment(self, request: ClickRequest, image: Image, watch: Stopwatch, name: str = "") -> tuple[str | None, dict]:
         """Runs the new clicks of every structure of image `name`, merges the masks, and writes the label map.
 
         Returns:

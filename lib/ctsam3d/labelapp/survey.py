@@ -1,4 +1,4 @@
-"""What is known of every scan of the pool: whether it can be used, and what the model says of it. Made in the background.
+"""What is known of the scans of the pool: whether they can be used, and what the model says. Made in the background.
 
 Findings are appended to one file and kept by the content of the image, scores also by the version of the weights, so
 that nothing is computed twice and a restart loses nothing. Nobody waits for it: who chooses takes what is there.
@@ -62,6 +62,7 @@ class Survey:
         self._lock = threading.Lock()
         self._known: dict[str, Known] = {}
         self._scores: dict[str, dict[str, ScanScores]] = {}  # by version, by content
+        self._looked: set[tuple[str, str]] = set()  # labelled ones, also where the label could not be read
         self._loaded = self._closed = False
         self._thread: threading.Thread | None = None
 
@@ -161,7 +162,8 @@ class Survey:
 
     def _is_scored(self, content: str, version: str, labelled: bool) -> bool:
         found = self._scores.get(version, {}).get(content)
-        return found is not None and bool(found.prototypes or not labelled)
+        done = not labelled or (content, version) in self._looked
+        return found is not None and bool(found.prototypes or done)
 
     def _score(self, image: Image, version: str, masks: Mapping) -> None:
         segmenter = self._engine.segmenter()
@@ -172,6 +174,7 @@ class Survey:
         if masks:
             own = prototypes_of(segmenter, image.volume, masks, self._engine.idle)
             found = dataclasses.replace(found, prototypes=own)
+        self._looked.add((image.content, version))
         with self._lock:
             self._scores.setdefault(version, {})[image.content] = found
             self._append({"content": image.content, "version": version, **dataclasses.asdict(found)})
