@@ -55,14 +55,16 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     pool = find_cases(a.pool) if a.pool else _phantoms(a.out / "pool", a.pool_size, 20_000, REGIONS)
     test = find_cases(a.test) if a.test else _phantoms(a.out / "test", a.test_size, 30_000, REGIONS[:1])
+    command = shlex.join(["scripts/simulate_active_learning.py", *(argv or sys.argv[1:])])
     try:
         options = Options(a.epochs, a.learning_rate, 2, a.samples, "decoder", 0, a.device)
         plan = Plan(a.structures, a.strategies, a.seeds, a.rounds, a.k, options, users=a.users)
-        played = Simulation(a.out, pool, test, a.weights, plan).run()
+        simulation = Simulation(a.out, pool, test, a.weights, plan)
+        for played in simulation.run():  # a report after every run: there is one however far it gets
+            report = write_report(a.out, played, command)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")
-    command = shlex.join(["scripts/simulate_active_learning.py", *(argv or sys.argv[1:])])
-    print(f"report: {write_report(a.out, played, command)}")
+    print(f"report: {report}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from ctsam3d.labelapp.desk import Desk, active_folder
 from ctsam3d.labelapp.effort import EffortLog
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.leases import Leases
+from ctsam3d.labelapp.scoring import LabelScoring
 from ctsam3d.labelapp.server import install_routes
 from ctsam3d.labelapp.store import study_store
 from ctsam3d.labelapp.strategy import strategies
@@ -33,8 +34,8 @@ class CTSAM3DApp(MONAILabelApp):
     def __init__(self, app_dir, studies, conf):
         self._settings = read_conf(conf)
         self._versions = Versions(Path(app_dir) / "model" / "ctsam3d", self._settings.weights)
-        folder = active_folder(app_dir, studies)
-        effort = EffortLog(folder / "effort.jsonl")
+        self._active = active_folder(app_dir, studies)
+        effort = EffortLog(self._active / "effort.jsonl")
         self._engine = ClickEngine(
             self._versions,
             self._settings.device,
@@ -42,8 +43,8 @@ class CTSAM3DApp(MONAILabelApp):
             max_scan_bytes=self._settings.max_scan_bytes,
             observe=effort.clicked,
         )
-        survey = Survey(folder / "survey.jsonl", self._engine, self._settings.labels, self._settings.max_scan_bytes)
-        self._desk = Desk(Leases(folder / "leases.json", self._settings.lease_seconds), survey, effort)
+        survey = Survey(self._active, self._engine, self._settings.labels, self._settings.max_scan_bytes)
+        self._desk = Desk(Leases(self._active, self._settings.lease_seconds), survey, effort)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -52,6 +53,7 @@ class CTSAM3DApp(MONAILabelApp):
             description="Click on a structure in a CT and get its mask",
             labels=list(self._settings.labels),
         )
+        self._auto_update_scoring = False  # a process of its own, after every next sample
         install_routes(self, self._settings, self._engine, self._versions, self._desk)
 
     def init_datastore(self):
@@ -68,6 +70,9 @@ class CTSAM3DApp(MONAILabelApp):
 
     def init_strategies(self):
         return strategies(self._desk)
+
+    def init_scoring_methods(self):
+        return {"ctsam3d": LabelScoring(self._active, self._settings.labels)}
 
     def _load_sessions(self, load=False):
         return UploadSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None

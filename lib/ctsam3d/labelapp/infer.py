@@ -23,6 +23,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ctsam3d.data.io import read_volume
 from ctsam3d.labelapp.background import BackgroundExpansion, told
 from ctsam3d.labelapp.conf import EXPAND_SECONDS
+from ctsam3d.labelapp.confidence import confidence
 from ctsam3d.labelapp.reply import BoxedLabels, Segment, merge, result_box, write_reply
 from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
@@ -212,6 +213,8 @@ class ClickEngine:
                     self._tell(name, request, structure, own, before)
                 labels = merge([_segment(structure, own) for structure, own in zip(request.structures, held)])
                 reply = _parameters(request, held)
+                if request.suggest:
+                    reply["confidence"] = {s.name: confidence(own.session) for s, own in zip(request.structures, held)}
         finally:  # also after a failure: what was expanding before goes on
             for key, own in zip(keys, held):
                 if own.expanding:
@@ -329,7 +332,8 @@ class ClickInferTask(InferTask):
             The label map's file, which the caller deletes, or None; and the parameters of the reply: ``label_names``,
             ``latencies`` (seconds: read, wait, crop, features, decode, propose, cut, write, merge, reply, total),
             ``version``, ``patches``, ``expansion`` (of each structure: proposed, segmented, rejected, ended; see
-            `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels).
+            `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels)
+            and ``confidence`` (of each structure, see `confidence.confidence`).
 
         Raises:
             RequestError: the request, the image, or (503) the weights cannot be used.

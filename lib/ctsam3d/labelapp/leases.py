@@ -89,13 +89,13 @@ class Leases:
     """The table in a file.
 
     Args:
-        path: of the file; its lock lies beside it.
+        folder: of the file; its lock lies beside it.
         seconds: that a lease lasts.
         clock: seconds since the epoch.
     """
 
-    def __init__(self, path: str | os.PathLike, seconds: float, clock: Callable[[], float] = time.time):
-        self.path, self.seconds, self._clock = Path(path), seconds, clock
+    def __init__(self, folder: str | os.PathLike, seconds: float, clock: Callable[[], float] = time.time):
+        self.path, self.seconds, self._clock = Path(folder) / "leases.json", seconds, clock
 
     @contextlib.contextmanager
     def changing(self) -> Iterator[LeaseTable]:

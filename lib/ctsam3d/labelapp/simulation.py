@@ -12,7 +12,7 @@ import json
 import logging
 import shutil
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -135,12 +135,15 @@ class Simulation:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-    def run(self) -> list[Played]:
-        """Plays all that is missing; seed by seed, so that what is there at any time can be compared."""
+    def run(self) -> Iterator[list[Played]]:
+        """Plays all that is missing, and gives the results so far after every run.
+
+        Seed by seed, so that what is there at any time can be compared.
+        """
         runs = [(name, seed) for seed in range(self.plan.seeds) for name in self.plan.strategies]
         for name, seed in tqdm(runs, desc="runs", unit="run"):
             _Run(self, name, seed).play()
-        return self.results()
+            yield self.results()
 
     def results(self) -> list[Played]:
         """The rounds that were played so far, of the runs that are complete."""

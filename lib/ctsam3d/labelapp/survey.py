@@ -50,14 +50,14 @@ class Survey:
     """The findings of one datastore.
 
     Args:
-        path: of the file.
+        folder: of the file, ``survey.jsonl``.
         engine: reads images and holds the weights.
         labels: of the app.
         max_scan_bytes: that the voxels of a scan may take.
     """
 
-    def __init__(self, path: str | os.PathLike, engine: ClickEngine, labels: Sequence[str] = (), max_scan_bytes=None):
-        self.path, self._engine, self._labels = Path(path), engine, labels
+    def __init__(self, folder: str | os.PathLike, engine: ClickEngine, labels: Sequence[str] = (), max_scan_bytes=None):
+        self.path, self._engine, self._labels = Path(folder) / "survey.jsonl", engine, labels
         self._images = ImageCache(partial(read_volume, max_bytes=max_scan_bytes), max_bytes=1)  # the newest alone
         self._lock = threading.Lock()
         self._known: dict[str, Known] = {}
