@@ -10,15 +10,13 @@ from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 
 from ctsam3d.labelapp.conf import read_conf
-from ctsam3d.labelapp.desk import Desk, active_folder
+from ctsam3d.labelapp.desk import active_folder, make_desk
 from ctsam3d.labelapp.effort import EffortLog
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
-from ctsam3d.labelapp.leases import Leases
 from ctsam3d.labelapp.scoring import LabelScoring
 from ctsam3d.labelapp.server import install_routes
 from ctsam3d.labelapp.store import study_store
 from ctsam3d.labelapp.strategy import strategies
-from ctsam3d.labelapp.survey import Survey
 from ctsam3d.labelapp.train import ClickTrainTask
 from ctsam3d.labelapp.upload_sessions import UploadSessions
 from ctsam3d.labelapp.versions import Versions
@@ -43,8 +41,7 @@ class CTSAM3DApp(MONAILabelApp):
             max_scan_bytes=self._settings.max_scan_bytes,
             observe=effort.clicked,
         )
-        survey = Survey(self._active, self._engine, self._settings.labels, self._settings.max_scan_bytes)
-        self._desk = Desk(Leases(self._active, self._settings.lease_seconds), survey, effort)
+        self._desk = make_desk(self._active, self._settings, self._engine, effort)
         super().__init__(
             app_dir=app_dir,
             studies=studies,

@@ -18,7 +18,9 @@ from ctsam3d.acquisition import Effort, Pick, fit_effort
 from ctsam3d.data.convert.cases import TEST
 from ctsam3d.data.files import file_signature
 from ctsam3d.evaluation.scan_scores import ScanScores
+from ctsam3d.labelapp.conf import Conf
 from ctsam3d.labelapp.effort import EffortLog, finite
+from ctsam3d.labelapp.infer import ClickEngine
 from ctsam3d.labelapp.leases import Leases, LeaseTable
 from ctsam3d.labelapp.names import FINAL
 from ctsam3d.labelapp.requests import MAX_NAME, RequestError
@@ -102,6 +104,12 @@ def active_folder(app_dir: str | os.PathLike, studies: str) -> Path:
     """Where leases, scores and the log of efforts of one datastore lie in the app's folder."""
     where = studies if studies.startswith(("http://", "https://")) else os.path.realpath(studies)
     return Path(app_dir) / "model" / "active" / hashlib.sha256(where.encode()).hexdigest()[:12]
+
+
+def make_desk(folder: Path, conf: Conf, engine: ClickEngine, effort: EffortLog) -> Desk:
+    """The desk of an app, whose state lies in `folder`."""
+    survey = Survey(folder, engine, conf.labels, conf.max_scan_bytes)
+    return Desk(Leases(folder, conf.lease_seconds), survey, effort)
 
 
 class Desk:

@@ -32,8 +32,8 @@ UNNAMED = "structure"
 # session and device, and nothing in its parameters can: those keys are read nowhere.
 OPTION_KEYS = frozenset(
     "model image session session_id device description label client_id expand result_extension result_dtype "
-    "result_compress result_write_to_file result_box suggest restore_label_idx save_label label_tag label_info roi slice "
-    "reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
+    "result_compress result_write_to_file result_box suggest restore_label_idx save_label label_tag label_info roi "
+    "slice reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
 )
 
 IJK = tuple[int, int, int]
