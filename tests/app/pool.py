@@ -55,7 +55,9 @@ class ScanPool:
     def ids(self, strategy: str, client: str = "one", **more) -> list[str]:
         return [sample["id"] for sample in self.ask(strategy, client, **more)["samples"]]
 
-    def score(self, image: str, embedding=(0.0, 0.0), disagreement=0.0, quality=0.5, version="v1", name="any 1") -> None:
+    def score(
+        self, image: str, embedding=(0.0, 0.0), disagreement=0.0, quality=0.5, version="v1", name="any 1"
+    ) -> None:
         """As the survey would have found it."""
         known = self.survey.examine(image, str(self.studies / f"{image}.nii.gz"))
         found = ScanScores(tuple(embedding), {name: disagreement}, {name: quality})

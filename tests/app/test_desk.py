@@ -42,7 +42,7 @@ def test_everybody_gets_another_scan_and_a_reason(pool):
 def test_asking_again_skips_and_the_skipped_come_last(pool):
     assert [pool.ask("first", "one")["id"] for _ in range(3)] == ["s0", "s1", "s2"]
     assert pool.ids("first", "two") == ["s0"]  # others may have them
-    assert pool.ids("first", "one", k=9) == ["s3", "s4", "s5", "s2", "s1"] or True
+    assert pool.ids("first", "one", k=9) == ["s3", "s4", "s5", "s1", "s2"]
     assert pool.desk.leases.now().held.keys() == set(pool.images)
 
 
@@ -95,7 +95,7 @@ def test_broken_large_and_other_images_are_passed_over_with_a_reason(pool):
     reasons = reply["passed_over"]
     assert reply["passed_over_count"] == 5
     assert "cannot be read, it is damaged" in reasons["a_broken"] and str(pool.studies) not in reasons["a_broken"]
-    assert "432000" in reasons["b_large"] or "0.4" in reasons["b_large"], reasons
+    assert "must hold at most" in reasons["b_large"] and "(60, 60, 60)" in reasons["b_large"]
     assert reasons["c_mr"].startswith("is no CT in HU: its lowest value is 0")
     assert reasons["d_empty"] == "shows nothing: its values are -1000 to -1000"
     assert reasons["s1"] == "is held out for testing"
@@ -140,16 +140,16 @@ def test_every_strategy_honours_k_and_seed_with_and_without_scores(pool, strateg
 
 def test_scores_decide(pool):
     for number, image in enumerate(pool.images):
-        pool.score(image, (20.0 if number == 4 else 0.1 * number, 0), 0.01 + 0.9 * (number == 2), 0.8 - 0.5 * (number == 3))
+        place = 20.0 if number == 4 else 0.1 * number
+        pool.score(image, (place, 0), 0.01 + 0.9 * (number == 2), 0.8 - 0.5 * (number == 3))
     pool.ids("coldstart", "one", k=2)
     assert "s4" in pool.desk.leases.now().of("one")
     pool.desk.leases.path.unlink()
     reply = pool.ask("click_effort", "one")
     assert reply["id"] == "s3" and "clicks to 0.9 (0 sessions seen)" in reply["reason"]
-    chosen = [pool.ask("disagreement", f"n{seed}", seed=seed)["id"] for seed in range(1)]
-    assert chosen == ["s2"]
+    assert pool.ids("disagreement", seed=0) == ["s2"]
     pool.desk.leases.path.unlink()
-    assert "s4" in pool.ids("diverse_uncertain", "one", k=2, seed=0) or pool.ids("diverse_uncertain", "two", k=2)
+    assert set(pool.ids("diverse_uncertain", "two", k=2)) == {"s2", "s4"}
 
 
 def test_without_scores_they_draw_at_random_and_say_so(pool):
