@@ -77,7 +77,7 @@ class ImageCache:
             return self._images.get(self._contents.get(signature, ""))
 
     def _load(self, path: str | os.PathLike) -> Image:
-        content = _sha256(path)
+        content = content_of(path)
         with self._lock:
             image = self._images.get(content)
         return image or Image(content, self._read(path))
@@ -217,7 +217,7 @@ def _signature(path: str | os.PathLike) -> tuple:
     return (str(root), *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
 
 
-def _sha256(path: str | os.PathLike) -> str:
+def content_of(path: str | os.PathLike) -> str:
     """Of a file, or of names and contents of the files in a folder."""
     root = Path(path).resolve()
     if not root.is_dir():
