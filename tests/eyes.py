@@ -1,4 +1,4 @@
-"""A stand-in for a segmenter whose features are what can be seen: the mean HU of cells. It segments a ball at the click."""
+"""A stand-in for a segmenter whose features are the mean HU of cells; it segments a ball around the click."""
 
 from types import SimpleNamespace
 

@@ -221,10 +221,10 @@ class Survey:
                 known = Known(tuple(values["signature"]), values["content"], values["problem"])
                 self._known[values["image"]] = known
             else:
-                names = ("embedding", "disagreement", "quality", "prototypes")
-                found = ScanScores(**{name: values[name] for name in names})
+                prototypes = {name: tuple(vector) for name, vector in values["prototypes"].items()}
+                found = ScanScores(tuple(values["embedding"]), values["disagreement"], values["quality"], prototypes)
                 self._scores.setdefault(values["version"], {})[values["content"]] = found
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, AttributeError):
             logger.warning("a line of %s cannot be read", self.path)
 
 
