@@ -9,6 +9,7 @@ from tests.app.labelling import write_case
 
 from ctsam3d import checkpoint
 from ctsam3d.labelapp import simulation
+from ctsam3d.labelapp.retrain import Options
 from ctsam3d.labelapp.simulation import Plan, Played, Simulation
 from ctsam3d.labelapp.simulation_report import area, areas, compare, write_report
 from ctsam3d.labelapp.strategy import DEFAULT
@@ -54,6 +55,7 @@ def test_plans_are_checked():
         ({"seeds": 0}, "seeds must be at least 1"),
         ({"strategies": ("first",)}, "strategies must be some of foreground_random"),
         ({"structures": ()}, "structures must hold"),
+        ({"options": Options(1, 1e-4, 2, 2, "decoder", 0, "cpu")}, "two steps at least"),
     ):
         with pytest.raises(ValueError, match=words):
             Plan(**{"structures": ("liver",), **values})
@@ -71,7 +73,7 @@ def quick(monkeypatch):
     """Without a network: what is trained scores more, the annotator needs three clicks."""
     monkeypatch.setattr(simulation, "Segmenter", lambda weights: weights)
     monkeypatch.setattr(Simulation, "score", lambda self, weights: 0.5 + 0.01 * len(weights.version))
-    session = {"structure": "liver", "clicks": 3, "model_seconds": 1.0, "quality": 0.5, "first_dsc": 0.4}
+    session = {"structure": "liver", "clicks": 3, "quality": 0.5, "first_dsc": 0.4}
     monkeypatch.setattr(simulation, "_annotated", lambda segmenter, case, seed: [session] * len(case.names))
     calls = []
 
@@ -94,7 +96,7 @@ def test_a_simulation_that_was_stopped_goes_on(tmp_path, cases, quick):
     first = next(make().run())  # stopped after one run
     assert [row.round for row in first] == [0, 1, 2] and {row.strategy for row in first} == {DEFAULT}
     assert [row.clicks for row in first] == [0, 6, 12]
-    assert first[1].seconds == 30 + 2 * (3 * 5 + 1)
+    assert first[1].seconds == 30 + 2 * 3 * 5
     one, two = (row.chosen for row in first[1:])
     assert quick == [[[one]], [[two], [one]]] and one != two and "c0" not in (one, two)
     done = list(make().run())[-1]

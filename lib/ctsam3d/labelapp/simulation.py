@@ -50,7 +50,7 @@ CHOICES: Mapping[str, tuple[Choose, bool]] = MappingProxyType(
 MAX_CLICKS = 6  # that the annotator spends on a structure
 MIN_VOXELS = 200  # of the scan; less of a structure is not clicked
 SCAN_SECONDS = 30.0  # assumed to open a scan and look through it
-CLICK_SECONDS = 5.0  # assumed to find the place of a click
+CLICK_SECONDS = 5.0  # assumed to find the place of a click, and for the answer
 _NO_LESS = 1e-9
 _OPTIONS = Options(2, 1e-4, 2, 4, "decoder", 42, "cpu")
 
@@ -82,6 +82,9 @@ class Plan:
         for name in ("seeds", "rounds", "k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        if self.options.max_epochs * self.options.samples_per_volume * self.k < 2 * self.options.batch_size:
+            # The learning rate of a run's last step is zero: with a single step nothing would be learnt.
+            raise ValueError("options must give a training of two steps at least: more epochs, samples or scans")
         unknown = set(self.strategies) - set(CHOICES)
         if unknown or not self.strategies:
             raise ValueError(f"strategies must be some of {', '.join(CHOICES)}, got {', '.join(self.strategies)!r}")
@@ -218,7 +221,7 @@ class _Run:
         for name in chosen:
             sessions = _annotated(Segmenter(weights), self.sim.case(name), self.seed)
             clicks += sum(session["clicks"] for session in sessions)
-            seconds += SCAN_SECONDS + sum(s["clicks"] * CLICK_SECONDS + s["model_seconds"] for s in sessions)
+            seconds += SCAN_SECONDS + sum(s["clicks"] * CLICK_SECONDS for s in sessions)
             state["sessions"] += sessions
         trained = self._trained(state["labelled"], chosen, base_path, number)
         state["labelled"] += chosen
@@ -315,8 +318,5 @@ def _annotated(segmenter: Segmenter, case: Case, seed: int) -> list[dict]:
         first = segmenter.session(case.volume, expand=False)
         first.click(session.clicks[0].ijk)
         quality = predicted_quality(first.state.patches[-1].probability)
-        sessions.append(
-            {"structure": name, "clicks": needed, "model_seconds": round(sum(r.seconds for r in results[:needed]), 3),
-             "quality": quality, "first_dsc": results[0].dsc}
-        )  # fmt: skip
+        sessions.append({"structure": name, "clicks": needed, "quality": quality, "first_dsc": results[0].dsc})
     return sessions

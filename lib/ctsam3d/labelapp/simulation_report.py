@@ -101,8 +101,8 @@ def write_report(out: Path, played: Sequence[Played], command: str = "") -> Path
     start = frame[frame["round"] == 0]["dsc"].mean()
     lines = ["# Active learning, simulated", ""]
     lines += [f"`{command}`", ""] if command else []
-    lines += [f"{frame['seed'].nunique()} seeds, {last} rounds; DSC {start:.4f} before the first label. Seconds count "
-              f"{SCAN_SECONDS:g} for a scan, {CLICK_SECONDS:g} for a click, and the model's own.", ""]  # fmt: skip
+    lines += [f"{frame['seed'].nunique()} seeds, {last} rounds; DSC {start:.4f} before the first label. Seconds: "
+              f"{SCAN_SECONDS:g} for a scan and {CLICK_SECONDS:g} for a click.", ""]  # fmt: skip
     rows = [{"strategy": name, **values} for name, values in ends.round(4).to_dict("index").items()]
     lines += ["After the last round, mean over seeds:", "", markdown(rows), ""]
     for cost in COSTS:
