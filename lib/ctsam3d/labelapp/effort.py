@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 PAUSE_SECONDS = 60.0  # between two clicks; longer ones are no work
 NSD_MM = 5.0
+MAX_PENDING = 1000  # images with clicks and no save, such as uploads that are only looked at
 _LOCK_SECONDS = 30.0
 
 
@@ -142,7 +143,10 @@ class EffortLog:
             finally:
                 os.close(handle)
             if event["event"] == "click":
-                self._known().setdefault(event["image"], []).append(event)
+                known = self._known()
+                known.setdefault(event["image"], []).append(event)
+                while len(known) > MAX_PENDING:
+                    del known[next(iter(known))]
 
     def _take(self, image: str) -> list[dict]:
         with self._lock:

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
 from ctsam3d.data.files import file_signature
@@ -106,7 +107,8 @@ class Survey:
         if known != self._known.get(image):
             with self._lock:
                 self._known[image] = known
-                self._append({"image": image, **dataclasses.asdict(known)})
+                if known.content:  # else it may read another time
+                    self._append({"image": image, **dataclasses.asdict(known)})
         if known.problem:
             logger.info("image %s is passed over: %s", image, known.problem)
         return known, found
@@ -150,7 +152,9 @@ class Survey:
 
     def _look(self, datastore: Datastore, image: str, labelled: bool, version: str) -> None:
         """One image: read, and scored where it can be and is not yet under this version."""
-        path = datastore.get_image_uri(image)
+        path = LocalDatastore.get_image_uri(datastore, image)
+        if not path or not os.path.exists(path):
+            return  # a series of an archive: none is fetched for this alone
         known = self.known(image)
         fresh = known is not None and known.signature == file_signature(path)
         if fresh and (known.problem or self._is_scored(known.content, version, labelled)):
@@ -181,11 +185,10 @@ class Survey:
 
     def _masks(self, datastore: Datastore, image: str, volume: Volume) -> Mapping:
         """Of the structures of a final label; none where it cannot be read."""
-        label = datastore.get_label_by_image_id(image, FINAL)
-        info = datastore.get_label_info(label, FINAL) or {}
+        info = LocalDatastore.get_label_info(datastore, image, FINAL) or {}
         values = structure_values(info.get("label_info"), self._labels)
         try:
-            labels_ijk = read_labels(datastore.get_label_uri(label, FINAL), volume)
+            labels_ijk = read_labels(LocalDatastore.get_label_uri(datastore, image, FINAL), volume)
         except (OSError, ValueError) as error:
             logger.warning("label of %s is not looked at: %s", image, error)
             return {}
