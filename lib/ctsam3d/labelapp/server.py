@@ -7,11 +7,11 @@ of MONAI Label's when the app is made, which is before the server listens; what 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
 import sys
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, HTTPException, Request, UploadFile
@@ -24,9 +24,10 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import remove_file
 from starlette.middleware.cors import CORSMiddleware
 
-from ctsam3d.labelapp.access import Annotator, Tokens, person_of
+from ctsam3d.labelapp.access import Annotator, Tokens, client_of
 from ctsam3d.labelapp.archive import archive_router
 from ctsam3d.labelapp.conf import Conf
+from ctsam3d.labelapp.desk import Desk
 from ctsam3d.labelapp.errors import install_handlers
 from ctsam3d.labelapp.guard import Guard
 from ctsam3d.labelapp.health import Health
@@ -52,7 +53,7 @@ _MAX_JSON = 2**20  # bytes of a body that is no file
 _OUTPUTS = tuple(kind.value for kind in ResultType)
 
 
-def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions) -> None:
+def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions, desk: Desk) -> None:
     """Puts our application in the place of the running server's; outside a server there is nothing to do.
 
     Raises:
@@ -68,12 +69,12 @@ def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions
         )
     if conf.token_file and settings.MONAI_LABEL_API_STR:
         raise ValueError("MONAI_LABEL_API_STR must not be set beside --conf token_file: signing in is at /signin")
-    own_process(engine.close, tokens=bool(conf.token_file))
+    own_process(lambda: (desk.close(), engine.close()), tokens=bool(conf.token_file))
     # The old one has been asked for the app, and waits; from the next request on it hands everything to the new one.
-    module.app.middleware_stack = make_application(app, conf, engine, versions)
+    module.app.middleware_stack = make_application(app, conf, engine, versions, desk)
 
 
-def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions) -> Guard:
+def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions, desk: Desk) -> Guard:
     """The whole of what a server answers, as an ASGI application."""
     tokens = Tokens(conf.token_file) if conf.token_file else None
     health = Health(engine, getattr(app.datastore(), "_datastore_path", app.app_dir))
@@ -84,7 +85,7 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
     install_handlers(application)
     for router in (
         make_router(app, monitor),
-        datastore_router(app, conf.max_scan_bytes),
+        datastore_router(app, conf.max_scan_bytes, partial(desk.submitted, app.datastore(), conf.labels)),
         session_router(app, conf.max_scan_bytes),
         admin_router(app, versions),
         archive_router(app),
@@ -93,7 +94,7 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         pages_router(application, health, monitor),
     ):
         application.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
-    application.include_router(tasks_router(app), prefix=settings.MONAI_LABEL_API_STR, max_body_size=_MAX_JSON)
+    application.include_router(tasks_router(app, desk), prefix=settings.MONAI_LABEL_API_STR, max_body_size=_MAX_JSON)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     if origins:
         application.add_middleware(
@@ -150,18 +151,6 @@ def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
     def infer_wsi(model: str, person: Annotator):
         """MONAI Label's other ways to the same models take any path of the server for an image."""
         raise RequestError(f"model {model[:80]!r} is not for whole-slide images, use /infer/{model[:80]}", status=404)
-
-
-def client_of(http: Request) -> str:
-    """Who sends a request: whose token it has and from which address; the bearer of any token where there are none."""
-    address = f"address:{http.client.host if http.client else 'unknown'}"
-    person = person_of(http.scope)
-    if person is not None and person.key:
-        return f"token:{person.key} {address}"
-    scheme, _, token = http.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return f"token:{hashlib.sha256(token.strip().encode()).hexdigest()}"
-    return address
 
 
 def _model(app: MONAILabelApp, model: str) -> ClickInferTask:
