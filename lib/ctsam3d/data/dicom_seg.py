@@ -72,6 +72,9 @@ def write_dicom_seg(
     numbers = np.zeros(int(max(labels.max(), values[-1])) + 1, dtype=np.uint16)
     numbers[values] = np.arange(1, len(values) + 1)  # segments count from 1 without a gap
     dataset = _segmentation(headers, numbers[labels], [names[v] for v in values], version, description)
+    # Readers find the places of frames by it, as those without voxels are left out; highdicom has it from few scanners.
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = round(float(np.linalg.norm(volume.affine_ras_mm[:3, 2])), 6)
     with atomic_path(path) as temporary:
         dataset.save_as(temporary, write_like_original=False)
     return str(dataset.SeriesInstanceUID)
@@ -123,7 +126,11 @@ def _series(folder: Path) -> tuple[list[Dataset], Volume]:
 
 
 def _segmentation(
-    headers: list[Dataset], labels_ijk: np.ndarray, names: Sequence[str], version: str, description: str
+    headers: list[Dataset],
+    labels_ijk: np.ndarray,
+    names: Sequence[str],
+    version: str,
+    description: str,
 ) -> Dataset:
     """The data set of a label map whose value n is the n-th name."""
     release = version or "unknown"
@@ -225,6 +232,7 @@ def _places(dataset: Dataset, volume: Volume) -> list[int]:
         off = max(abs(i), abs(j), abs(k - round(k)))
         same = (int(dataset.Columns), int(dataset.Rows)) == volume.shape_ijk[:2]
         if not (same and aligned and off <= _POSITION_TOLERANCE and 0 <= round(k) < volume.shape_ijk[2]):
-            raise ValueError(f"frame {number} must lie on a slice of the series, got origin {origin_lps_mm.tolist()} mm")
+            found = f"origin {origin_lps_mm.tolist()} mm"
+            raise ValueError(f"frame {number} must lie on a slice of the series, got {found}")
         places.append(round(k))
     return places
