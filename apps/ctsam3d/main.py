@@ -11,10 +11,10 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.tasks.activelearning.first import First
 from monailabel.tasks.activelearning.random import Random
 
+from ctsam3d.labelapp.archive_store import study_store
 from ctsam3d.labelapp.conf import read_conf
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.server import install_routes
-from ctsam3d.labelapp.store import study_store
 from ctsam3d.labelapp.train import ClickTrainTask
 from ctsam3d.labelapp.upload_sessions import UploadSessions
 from ctsam3d.labelapp.versions import Versions
@@ -48,6 +48,9 @@ class CTSAM3DApp(MONAILabelApp):
 
     def init_datastore(self):
         return study_store(self.studies, super().init_datastore)
+
+    def _download_dcmqi_tools(self):
+        """MONAI Label would fetch a program from the network to write DICOM SEG; this app writes it itself."""
 
     def init_infers(self):
         return {
