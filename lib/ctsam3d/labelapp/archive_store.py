@@ -209,7 +209,7 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
             series = self.get_label_info(image, FINAL).get("SeriesInstanceUID")
             if series and series not in {one.series for one in found.get(image, ())}:
                 logger.warning(
-                    "image %s: its final label counts no more, series %s has left the archive", image, series
+                    "image %s: its final label counts no more, series %s has gone", image, series
                 )
                 StudyStore.remove_label(self, image, FINAL)
         known = set(self.list_images())

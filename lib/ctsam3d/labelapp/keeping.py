@@ -33,10 +33,10 @@ def check_keeping(values: Mapping, argument: str, image: str, sent: str) -> None
         RequestError: it cannot.
     """
     if not image or sent:
-        raise RequestError(f"{argument} needs image, the id of an image in the datastore, and neither session nor file")
+        raise RequestError(f"{argument} needs image, the id of an image in the datastore, not a session or file")
     if values.get("result_box"):
         raise RequestError(
-            f"result_box must not be given with {argument}, which keeps the label map of the whole image"
+            f"result_box must not be given with {argument}, which keeps the whole label map"
         )
 
 

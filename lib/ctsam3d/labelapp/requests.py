@@ -137,7 +137,7 @@ def parse_request(params: Mapping, labels: Sequence[str], shape_ijk: IJK, client
     structures = _labelled(params, labels, shape_ijk) if labels else (_named(params, shape_ijk),)
     names = labels or [structures[0].name]
     if params.get("save_label") in (True, "true", "True"):
-        raise ValueError("save_label must not be set: set save to keep what /infer replies, or use PUT /datastore/label")
+        raise ValueError("save_label must not be set: use save, or PUT /datastore/label")
     return ClickRequest(
         structures=structures,
         label_names=tuple((name, value) for value, name in enumerate(names, start=1)),
