@@ -86,7 +86,7 @@ def _places(mask_ijk: np.ndarray, affine_ras_mm: np.ndarray) -> tuple[list[float
     depth = ndimage.distance_transform_edt(mask_ijk[:, :, middle])
     i, j = np.unravel_index(depth.argmax(), depth.shape)
     inside_lps = apply_affine(affine_ras_mm, (i, j, middle)) * _LPS_FROM_RAS
-    return inside_lps.tolist(), (inside_lps + (20, 0, 0)).tolist()
+    return inside_lps.tolist(), (inside_lps + np.array([20, 0, 0])).tolist()
 
 
 def _write_series(folder: Path, hu_ijk: np.ndarray, affine_ras_mm: np.ndarray) -> None:
