@@ -124,7 +124,6 @@ class Ohif {
   /** Opens the study as any viewer would, and its DICOM SEG; the names of its segments and their voxels. */
   async openSegmentation(study) {
     await this.page.goto(`${this.url}/ohif/viewer?StudyInstanceUIDs=${study}`, { waitUntil: "domcontentloaded" });
-    await this.hideBanner();
     const thumbnail = this.page.locator("[data-cy=study-browser-thumbnail-no-image]", { hasText: "SEG" }).first();
     await thumbnail.waitFor();
     await this.page.waitForTimeout(2000);
@@ -138,7 +137,7 @@ class Ohif {
     return this.page.evaluate(() =>
       window.services.segmentationService.getSegmentations().map((one) => ({
         label: one.label,
-        segments: Object.values(one.segments ?? {}).filter(Boolean).map(({ label, color }) => ({ label, color })),
+        segments: Object.values(one.segments).map(({ label, cachedStats }) => ({ label, type: cachedStats.type })),
       })),
     );
   }
@@ -146,6 +145,7 @@ class Ohif {
 
 run(async ({ page }, { out, url, study, model, label, inside, outside }, result) => {
   const ohif = new Ohif(page, out, url);
+  await page.setViewportSize({ width: 1600, height: 900 }); // three panes beside two panels
   try {
     await ohif.openStudy(study);
     result.models = await ohif.models();

@@ -98,4 +98,4 @@ def test_liver_clicked_saved_and_opened_again(chromium, hospital, tmp_path):
     stored = requests.get(f"{hospital.url}/datastore/label", {"label": hospital.series, "tag": "final"}, timeout=60)
     assert stored.status_code == 200
     (opened,) = result["reopened"]
-    assert [segment["label"] for segment in opened["segments"]] == [LABEL]
+    assert opened["segments"] == [{"label": LABEL, "type": "Liver"}]  # name, and meaning of the SNOMED CT code
