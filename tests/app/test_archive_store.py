@@ -14,6 +14,7 @@ from tests.data.test_dicom_seg import SHAPE, write_series
 
 from ctsam3d.data.dicom_seg import write_dicom_seg
 from ctsam3d.data.io import read_volume, write_mask
+from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp import archive_store
 from ctsam3d.labelapp.archive_store import ArchiveStore
 from ctsam3d.labelapp.errors import install_handlers
@@ -128,6 +129,26 @@ def test_what_was_segmented_elsewhere_is_the_final_label(site, tmp_path):
     found = np.asanyarray(nib.load(site.store.get_label_uri(site.image, FINAL)).dataobj)
     np.testing.assert_array_equal(found == 1, site.labels == 5)
     assert site.store.get_label_info(site.image, FINAL)["label_info"] == [{"name": "liver", "idx": 1}]
+
+
+def test_a_newer_segmentation_from_elsewhere_takes_the_place_of_ours(site, tmp_path):
+    site.store.save_label(site.image, site.path, FINAL, named(("liver", 5)))
+    (own,) = segmentations(site)
+    own.ContentDate = "20000101"
+    write_elsewhere(site, tmp_path, np.where(site.labels, 0, 1), {1: "spleen"})
+    site.store._referenced.clear()
+    found = np.asanyarray(nib.load(site.store.get_label_uri(site.image, FINAL)).dataobj)
+    np.testing.assert_array_equal(found == 1, site.labels == 0)
+    assert [len(v.info["label_info"]) for v in site.store.label_versions(site.image, FINAL)] == [1, 1]
+
+
+def test_names_that_slicer_only_lists_are_not_said_to_be_absent(site, tmp_path):
+    listed = [*((name, value) for value, name in enumerate(NAMES, start=1)), ("my lesion", 108)]
+    site.store.save_label(site.image, site.path, FINAL, named(*listed))
+    assert [s.SegmentLabel for s in segmentations(site)[0].SegmentSequence] == ["liver", "my lesion"]
+    write_mask(tmp_path / "empty.nii.gz", np.zeros_like(site.labels), read_volume(site.folder))
+    with pytest.raises(ValueError, match="at most 20 structures"):
+        site.store.save_label(site.image, str(tmp_path / "empty.nii.gz"), FINAL, named(*listed[:-1]))
 
 
 def test_a_training_takes_what_the_archive_has_and_no_more(site, tmp_path):

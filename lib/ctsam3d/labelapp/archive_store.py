@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import monailabel.interfaces.app
+import numpy as np
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
@@ -26,11 +27,13 @@ from pydicom.dataset import Dataset
 
 from ctsam3d.data.dicom_seg import read_dicom_seg, write_dicom_seg
 from ctsam3d.data.io import read_label_grid, read_volume, write_mask, write_volume
+from ctsam3d.data.labels import VALUE_OF
 from ctsam3d.labelapp.store import StudyStore
 
 logger = logging.getLogger(__name__)
 
 FINAL = DefaultLabelTag.FINAL.value
+_MOST_EMPTY = 20  # structures without voxels that a label may name, to say that they were looked for
 _LIST_SECONDS = 3.0  # for which an answer of the archive counts; /info/ alone asks for several lists
 
 
@@ -45,8 +48,8 @@ class Segmentation(NamedTuple):
 class ArchiveStore(DICOMWebDatastore, StudyStore):
     """MONAI Label's datastore over a DICOMweb archive. Images and labels have the UID of the image's series as id.
 
-    A final label is that of the local copy, which was saved here; else the newest segmentation of the image in the
-    archive, which is fetched when it is asked for. A segmentation that is gone from the archive counts no more.
+    A final label is the newest segmentation of the image in the archive, wherever that was drawn; the local copy has it
+    from saving, or fetches it when it is asked for. One that is gone from the archive is never learnt from.
     """
 
     def __init__(self, *args, **kwargs):
@@ -140,12 +143,12 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
         """The file of an image's label; empty where it has none. A final one may come from the archive."""
         image = image_id or label_id
         local = StudyStore.get_label_uri(self, image, label_tag)
-        if label_tag != FINAL or (local and os.path.isfile(local)):
-            return local
-        found = self._segmentations.get().get(image)
+        found = self._segmentations.get().get(image) if label_tag == FINAL else None
         if not found:
             return local
-        self._fetch_label(image, found[-1])
+        known = self.get_label_info(image, FINAL).get("SeriesInstanceUID") if local and os.path.isfile(local) else None
+        if known != found[-1].series:
+            self._fetch_label(image, found[-1])
         return StudyStore.get_label_uri(self, image, label_tag)
 
     def save_label(
@@ -171,7 +174,7 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
             ValueError: see `save_label`.
         """
         labels_ijk, affine_ras_mm = read_label_grid(label_filename)
-        names = _names(label_info.get("label_info"))
+        names = _looked_for(_names(label_info.get("label_info")), labels_ijk)
         version = str(label_info.get("model_version") or "")
         return write_dicom_seg(path, self.series_folder(image_id), labels_ijk, affine_ras_mm, names, version=version)
 
@@ -208,9 +211,7 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
         for image in StudyStore.get_labeled_images(self, FINAL):
             series = self.get_label_info(image, FINAL).get("SeriesInstanceUID")
             if series and series not in {one.series for one in found.get(image, ())}:
-                logger.warning(
-                    "image %s: its final label counts no more, series %s has gone", image, series
-                )
+                logger.warning("image %s: its final label counts no more, series %s has gone", image, series)
                 StudyStore.remove_label(self, image, FINAL)
         known = set(self.list_images())
         for image in found:
@@ -270,3 +271,18 @@ def _names(label_info: Any) -> dict[int, str]:
     if not names:
         raise ValueError('label_info must name the values of a final label, as in [{"name": "liver", "idx": 1}]')
     return names
+
+
+def _looked_for(names: Mapping[int, str], labels_ijk: np.ndarray) -> dict[int, str]:
+    """The names that say something: 3D Slicer lists all labels of the model, whether anybody looked for them or not.
+
+    Raises:
+        ValueError: nothing is left.
+    """
+    present = set(np.unique(labels_ijk).tolist())
+    if len(names) - len(present & set(names)) <= _MOST_EMPTY:
+        return dict(names)
+    kept = {value: name for value, name in names.items() if value in present or name not in VALUE_OF}
+    if not kept:
+        raise ValueError(f"label_info must name at most {_MOST_EMPTY} structures of a label map without voxels")
+    return kept

@@ -35,9 +35,7 @@ def check_keeping(values: Mapping, argument: str, image: str, sent: str) -> None
     if not image or sent:
         raise RequestError(f"{argument} needs image, the id of an image in the datastore, not a session or file")
     if values.get("result_box"):
-        raise RequestError(
-            f"result_box must not be given with {argument}, which keeps the whole label map"
-        )
+        raise RequestError(f"result_box must not be given with {argument}, which keeps the whole label map")
 
 
 def save_result(app: MONAILabelApp, image: str, result_file: str, reply: Mapping, person: Person) -> dict:
