@@ -14,7 +14,7 @@ from tests.e2e.archive import Slab, make_slab, running_orthanc
 from tests.e2e.conftest import run_script
 
 from ctsam3d.data.dicom_seg import read_dicom_seg
-from ctsam3d.data.labels import VALUE_OF
+from ctsam3d.data.labels import NAMES, VALUE_OF
 
 pytestmark = pytest.mark.e2e
 
@@ -73,7 +73,7 @@ def test_liver_clicked_saved_and_opened_again(chromium, hospital, tmp_path):
     places = {"inside": hospital.slab.inside_lps, "outside": hospital.slab.beside_lps}
     given = {"chromium": chromium, "url": hospital.url, "study": hospital.study, "label": LABEL, "model": "ctsam3d"}
     result = run_script("ohif.mjs", tmp_path, {**given, **places})
-    value = str(VALUE_OF[LABEL])
+    value = str(sorted(NAMES).index(LABEL) + 1)  # OHIF's own numbers
     assert result["models"] == ["ctsam3d", "ctsam3d_points"]
     assert set(result["first"]) == set(result["second"]) == {value}
     assert result["second"][value] < result["first"][value]  # the background click has taken something away
