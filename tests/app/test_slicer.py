@@ -202,7 +202,8 @@ def test_a_scan_of_slicers_own_goes_through_a_session_and_is_uploaded_with_its_l
     assert slicer.submit()["image"] == "own scan"
     assert "own scan" in slicer.client.datastore()["objects"]
     slicer.client.remove_session(first)
-    assert not slicer.client.get_session(first)
+    with pytest.raises(MONAILabelClientException, match="session_id must be that of a session in use"):
+        slicer.client.get_session(first)
 
 
 def test_a_segment_without_points_is_told_in_words(slicer):
