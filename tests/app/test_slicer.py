@@ -5,6 +5,7 @@ v-th name, and saves its segments numbered in their order, those without voxels 
 """
 
 import hashlib
+import json
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -77,13 +78,13 @@ class Slicer:
         empty = np.zeros(self.image.GetSize()[::-1], bool)  # k, j, i
         self.segments = {name: empty for name in self.info["labels"]}
 
-    def smart_edit(self, model: str, label: str, points: dict[str, list], negative: list = ()) -> dict:
-        """Points placed for a segment; the parameters of the reply."""
+    def smart_edit(self, model: str, label: str, points: dict[str, list], negative: list = (), **options) -> dict:
+        """Points placed for a segment, with options changed in the table; the parameters of the reply."""
         if self.info["models"][model]["type"] == "deepedit":
             params = {name: points.get(name, []) for name in self.info["labels"]}
         else:
             params = {"foreground": points[label], "background": list(negative)}
-        params |= {"label": label, **self.options("models", model)}
+        params |= {"label": label, **self.options("models", model), **options}
         params |= {"result_extension": ".nrrd", "result_dtype": "uint8"}
         file, reply = self.client.infer(model, self.sample["id"], params, None, None, self._session())
         labelmap = sitk.ReadImage(file)
@@ -204,6 +205,28 @@ def test_a_scan_of_slicers_own_goes_through_a_session_and_is_uploaded_with_its_l
     slicer.client.remove_session(first)
     with pytest.raises(MONAILabelClientException, match="session_id must be that of a session in use"):
         slicer.client.get_session(first)
+
+
+def test_the_option_save_stores_what_is_shown(slicer):
+    slicer._open({"id": "study0"}, slicer.folder / _fetched(slicer, "study0"))
+    told = slicer.smart_edit("ctsam3d", "liver", INSIDE_LISTS, save=True)["saved"]
+    info = slicer.client.datastore()["objects"]["study0"]["labels"]["final"]["info"]
+    assert (told["label"], told["tag"], told["version"]) == ("study0", "final", info["version"])
+    assert info["label_info"] == [{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 5}]
+    saved = sitk.GetArrayFromImage(sitk.ReadImage(slicer.client.download_label("study0", "final")))
+    for name, value in (("spleen", 1), ("liver", 5)):
+        np.testing.assert_array_equal(saved == value, slicer.segments[name])
+
+
+@pytest.mark.parametrize(
+    ("more", "session", "words"),
+    [({"result_box": True}, "", "result_box"), ({}, "x", "save needs image"), ({"save": 2}, "", "save must be true")],
+)
+def test_what_cannot_be_saved_is_refused(slicer, more, session, words):
+    params = {"params": json.dumps({**INSIDE_LISTS, "save": True, **more})}
+    query = {"image": "study0", "session_id": session}
+    reply = requests.post(f"{slicer.url}/infer/ctsam3d", params, params=query, timeout=60)
+    assert reply.status_code == 400 and words in reply.json()["detail"]
 
 
 def test_a_segment_without_points_is_told_in_words(slicer):
