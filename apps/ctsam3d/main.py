@@ -9,13 +9,13 @@ from pathlib import Path
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
 
+from ctsam3d.labelapp.archive_store import study_store
 from ctsam3d.labelapp.conf import read_conf
 from ctsam3d.labelapp.desk import active_folder, make_desk
 from ctsam3d.labelapp.effort import EffortLog
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
 from ctsam3d.labelapp.scoring import LabelScoring
 from ctsam3d.labelapp.server import install_routes
-from ctsam3d.labelapp.store import study_store
 from ctsam3d.labelapp.strategy import strategies
 from ctsam3d.labelapp.train import ClickTrainTask
 from ctsam3d.labelapp.upload_sessions import UploadSessions
@@ -55,6 +55,9 @@ class CTSAM3DApp(MONAILabelApp):
 
     def init_datastore(self):
         return study_store(self.studies, super().init_datastore)
+
+    def _download_dcmqi_tools(self):
+        """MONAI Label would fetch a program from the network to write DICOM SEG; this app writes it itself."""
 
     def init_infers(self):
         return {

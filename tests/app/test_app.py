@@ -72,7 +72,7 @@ def test_own_labels_reach_both_info_and_values(tmp_path):
     assert info["labels"] == ["liver", "tumour"]
     assert info["models"]["ctsam3d"]["labels"] == ["liver", "tumour"]
     assert info["models"]["ctsam3d_points"]["labels"] == []
-    assert info["models"]["ctsam3d"]["config"] == {"expand": True}
+    assert info["models"]["ctsam3d"]["config"] == {"expand": True, "save": False}
 
 
 def test_weights_that_cannot_be_read_are_told_at_the_click(tmp_path):

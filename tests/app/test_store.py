@@ -14,7 +14,8 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 
 from ctsam3d.labelapp import history, records
-from ctsam3d.labelapp.store import ArchiveStore, StudyStore
+from ctsam3d.labelapp.archive_store import ArchiveStore
+from ctsam3d.labelapp.store import StudyStore
 
 JSON = "datastore_v2.json"
 

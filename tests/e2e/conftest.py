@@ -71,25 +71,29 @@ def site(tmp_path_factory):
         stop(process)
 
 
+def run_script(script: str, out: Path, given: dict) -> dict:
+    """The result of a script in the browser; pictures go to `out`, or to where ``CTSAM3D_E2E`` says."""
+    if os.environ.get("CTSAM3D_E2E"):
+        out = Path(os.environ["CTSAM3D_E2E"], f"{Path(script).stem}_{given.get('image', 'all')}")
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir(parents=True)
+    (out / "input.json").write_text(json.dumps({"out": str(out), **given}))
+    command = ["node", str(HERE / script), str(out / "input.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=_MINUTES * 60)
+    assert (out / "result.json").is_file(), done.stderr
+    result = json.loads((out / "result.json").read_text())
+    assert "failure" not in result, f"{result['failure']}\n{result['problems']}\nsee {out}"
+    assert result["hosts"] == [given["url"].removeprefix("http://")], "the page asks others than its own server"
+    return {**result, "out": out}
+
+
 @pytest.fixture
 def drive(chromium, site, tmp_path):
-    """Runs a script with its input in the browser; its result. Pictures stay where ``CTSAM3D_E2E`` says."""
+    """Runs a script with its input in the browser, where nothing may go wrong; its result."""
 
     def drive(script: str, **values) -> dict:
-        out = tmp_path
-        if os.environ.get("CTSAM3D_E2E"):
-            out = Path(os.environ["CTSAM3D_E2E"], f"{Path(script).stem}_{values.get('image', 'all')}")
-            shutil.rmtree(out, ignore_errors=True)
-            out.mkdir(parents=True)
-        given = {"chromium": chromium, "out": str(out), "url": site.url, "token": TOKEN, **values}
-        (out / "input.json").write_text(json.dumps(given))
-        command = ["node", str(HERE / script), str(out / "input.json")]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_MINUTES * 60)
-        assert (out / "result.json").is_file(), done.stderr
-        result = json.loads((out / "result.json").read_text())
-        assert "failure" not in result, f"{result['failure']}\n{result['problems']}\nsee {out}"
+        result = run_script(script, tmp_path, {"chromium": chromium, "url": site.url, "token": TOKEN, **values})
         assert result["problems"] == []
-        assert result["hosts"] == [site.url.removeprefix("http://")], "the page asks others than its own server"
-        return {**result, "out": out}
+        return result
 
     return drive

@@ -46,6 +46,20 @@ def read_series(folder: Path, max_bytes: float = math.inf) -> tuple[np.ndarray, 
         RuleError: no image, two largest series, damaged slices, slices that do not form a regular grid, or more than
             `max_bytes`.
     """
+    headers, affine_ras_mm = read_headers(folder)
+    check_size((headers[0].Columns, headers[0].Rows, len(headers)), 2, max_bytes)
+    array = np.empty((headers[0].Columns, headers[0].Rows, len(headers)), np.float32, order="F")
+    for k, header in enumerate(headers):
+        array[:, :, k] = _slice_hu_ji(header).T
+    return array, affine_ras_mm
+
+
+def read_headers(folder: Path) -> tuple[list[pydicom.Dataset], np.ndarray]:
+    """The slices of `read_series` in its order, without their pixels, and the (4, 4) affine to RAS mm.
+
+    Raises:
+        RuleError: as of `read_series`.
+    """
     headers = _largest_series(folder)
     axes = _slice_axes(headers)
     positions = np.array([_numbers(header, "ImagePositionPatient", 3) for header in headers])
@@ -58,11 +72,7 @@ def read_series(folder: Path, max_bytes: float = math.inf) -> tuple[np.ndarray, 
     affine_lps_mm[:3, 1] = axes[1] * row_step_mm
     affine_lps_mm[:3, 2] = _slice_step_mm(headers[0], positions, along_mm, axes, min(row_step_mm, column_step_mm))
     affine_lps_mm[:3, 3] = positions[0]
-    check_size((headers[0].Columns, headers[0].Rows, len(headers)), 2, max_bytes)
-    array = np.empty((headers[0].Columns, headers[0].Rows, len(headers)), np.float32, order="F")
-    for k, header in enumerate(headers):
-        array[:, :, k] = _slice_hu_ji(header).T
-    return array, RAS_FROM_LPS @ affine_lps_mm
+    return headers, RAS_FROM_LPS @ affine_lps_mm
 
 
 def _largest_series(folder: Path) -> list[pydicom.Dataset]:

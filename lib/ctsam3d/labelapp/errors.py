@@ -16,6 +16,7 @@ from monailabel.interfaces.exception import (
     MONAILabelError,
     MONAILabelException,
 )
+from requests.exceptions import RequestException
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.requests import Request
 
@@ -47,6 +48,7 @@ def install_handlers(application: FastAPI) -> None:
         (RequestValidationError, _validation_error),
         (MONAILabelException, _monai_label_error),
         (Timeout, _busy),
+        (RequestException, _silent_archive),
         (OSError, _system_error),
         (Exception, _own_fault),
     ):
@@ -93,6 +95,11 @@ def _monai_label_error(request: Request, error: MONAILabelException) -> Response
 def _busy(request: Request, error: Timeout) -> Response:
     logger.error("request %s: %s", request_id_of(request), error)
     return error_reply(503, "the datastore is held by another process, try again", request_id_of(request))
+
+
+def _silent_archive(request: Request, error: RequestException) -> Response:
+    logger.error("request %s: %s", request_id_of(request), error)
+    return error_reply(502, f"the DICOM archive does not answer: {type(error).__name__}", request_id_of(request))
 
 
 def _system_error(request: Request, error: OSError) -> Response:

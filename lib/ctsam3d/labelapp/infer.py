@@ -303,7 +303,7 @@ class ClickInferTask(InferTask):
             labels=list(labels),
             dimension=3,
             description=description,
-            config={"expand": True},
+            config={"expand": True, "save": False},
         )
         self._engine = engine
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from pathlib import Path
 
 import monailabel.endpoints
 from fastapi import APIRouter, FastAPI
 from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
-from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse
+from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ctsam3d.labelapp.access import Annotator
 from ctsam3d.labelapp.health import Health
@@ -17,6 +18,9 @@ from ctsam3d.labelapp.requests import RequestError
 
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 _OPENAPI = "/openapi.json"
+_FONTS = re.compile(
+    r"<link [^>]*fonts\.(?:googleapis|gstatic)\.com[^>]*>|@import url\(https://fonts\.googleapis\.com[^)]*\);"
+)
 
 
 def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIRouter:
@@ -44,8 +48,11 @@ def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIR
             raise RequestError(f"path must be one of the viewer's, got {path[:200]!r}", status=404)
         found = file_below(STATIC / "ohif", path)
         if found is None or found.name == "index.html":
-            return FileResponse(STATIC / "ohif" / "index.html")
-        return FileResponse(found, headers={"cache-control": "private, max-age=3600"})
+            return HTMLResponse(without_fonts(STATIC / "ohif" / "index.html"))
+        kept = {"cache-control": "private, max-age=3600"}
+        if found.suffix == ".css":
+            return Response(without_fonts(found), media_type="text/css", headers=kept)
+        return FileResponse(found, headers=kept)
 
     @router.get("/static/{path:path}", include_in_schema=False)
     def static(person: Annotator, path: str):
@@ -75,6 +82,12 @@ def _add_api(router: APIRouter, application: FastAPI) -> None:
     @router.get("/docs", include_in_schema=False)
     def redoc(person: Annotator) -> HTMLResponse:
         return get_redoc_html(openapi_url=_OPENAPI.lstrip("/"), title=f"{application.title} - APIs")
+
+
+@functools.lru_cache(maxsize=64)
+def without_fonts(path: Path) -> str:
+    """A page or style sheet that asks no other host for fonts: not every hospital has a way out, or wants one."""
+    return _FONTS.sub("", path.read_text(encoding="utf-8"))
 
 
 def file_below(folder: Path, path: str) -> Path | None:

@@ -31,7 +31,7 @@ UNNAMED = "structure"
 # What the viewers send beside clicks, and what MONAI Label adds. The address of the request decides on model, image,
 # session and device, and nothing in its parameters can: those keys are read nowhere.
 OPTION_KEYS = frozenset(
-    "model image session session_id device description label client_id expand result_extension result_dtype "
+    "model image save session session_id device description label client_id expand result_extension result_dtype "
     "result_compress result_write_to_file result_box suggest restore_label_idx save_label label_tag label_info roi "
     "slice reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
 )
@@ -115,6 +115,15 @@ def decode_params(text: str | None) -> dict:
     return params
 
 
+def wants_saving(params: Mapping) -> bool:
+    """Whether the label map of the reply is to be saved as the final label of the image, too.
+
+    Raises:
+        TypeError: neither true nor false.
+    """
+    return _flag(params, "save", False)
+
+
 def parse_request(params: Mapping, labels: Sequence[str], shape_ijk: IJK, client: str) -> ClickRequest:
     """The checked request.
 
@@ -130,7 +139,7 @@ def parse_request(params: Mapping, labels: Sequence[str], shape_ijk: IJK, client
     structures = _labelled(params, labels, shape_ijk) if labels else (_named(params, shape_ijk),)
     names = labels or [structures[0].name]
     if params.get("save_label") in (True, "true", "True"):
-        raise ValueError("save_label must not be set: /infer replies only, save with PUT /datastore/label")
+        raise ValueError("save_label must not be set: use save, or PUT /datastore/label")
     return ClickRequest(
         structures=structures,
         label_names=tuple((name, value) for value, name in enumerate(names, start=1)),

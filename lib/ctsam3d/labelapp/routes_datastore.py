@@ -15,6 +15,7 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import file_checksum, get_mime_type
 
 from ctsam3d.labelapp.access import Admin, Annotator, Person
+from ctsam3d.labelapp.infer import rejected
 from ctsam3d.labelapp.located import check_label, check_scan, datastore_image, received
 from ctsam3d.labelapp.names import (
     FINAL,
@@ -138,7 +139,8 @@ def _add_labels(router: APIRouter, app: MONAILabelApp, max_bytes: int, on_final:
         tag, info = check_tag(tag), _signed(decode_object(params, "params"), person)
         with received(label, STORED_SUFFIXES, "label") as path:
             check_label(path, "label", max_bytes)
-            saved = app.datastore().save_label(image, str(path), tag, info)
+            with rejected(str(path), "label"):
+                saved = app.datastore().save_label(image, str(path), tag, info)
         if tag == FINAL:
             background_tasks.add_task(on_final, image, person.name)
         return {**(app.on_save_label(image, saved) or {}), "image": image, "label": saved}

@@ -11,20 +11,18 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
 from typing import Annotated
 
-from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, HTTPException, Request, UploadFile
-from fastapi.responses import FileResponse
+from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, UploadFile
 from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
-from monailabel.datastore.utils.convert import nifti_to_dicom_seg
 from monailabel.endpoints.infer import ResultType, send_response
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import remove_file
 from starlette.middleware.cors import CORSMiddleware
 
-from ctsam3d.labelapp.access import Annotator, Tokens, client_of
+from ctsam3d.labelapp.access import Annotator, Person, Tokens, client_of
 from ctsam3d.labelapp.archive import archive_router
 from ctsam3d.labelapp.conf import Conf
 from ctsam3d.labelapp.desk import Desk
@@ -32,11 +30,12 @@ from ctsam3d.labelapp.errors import install_handlers
 from ctsam3d.labelapp.guard import Guard
 from ctsam3d.labelapp.health import Health
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask, rejected
+from ctsam3d.labelapp.keeping import check_dicom_seg, check_keeping, save_result, send_dicom_seg
 from ctsam3d.labelapp.located import located
 from ctsam3d.labelapp.monitor import Monitor
 from ctsam3d.labelapp.pages import pages_router
 from ctsam3d.labelapp.process import own_process
-from ctsam3d.labelapp.requests import RequestError, decode_params
+from ctsam3d.labelapp.requests import RequestError, decode_params, wants_saving
 from ctsam3d.labelapp.routes_admin import admin_router
 from ctsam3d.labelapp.routes_datastore import datastore_router
 from ctsam3d.labelapp.routes_tasks import tasks_router
@@ -83,9 +82,10 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         title="CT-SAM3D", openapi_url=None, docs_url=None, redoc_url=None, max_body_size=conf.max_upload_bytes
     )
     install_handlers(application)
+    on_final = partial(desk.submitted, app.datastore(), conf.labels)
     for router in (
-        make_router(app, monitor),
-        datastore_router(app, conf.max_scan_bytes, partial(desk.submitted, app.datastore(), conf.labels)),
+        make_router(app, monitor, on_final),
+        datastore_router(app, conf.max_scan_bytes, on_final),
         session_router(app, conf.max_scan_bytes),
         admin_router(app, versions),
         archive_router(app),
@@ -104,14 +104,18 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
     return Guard(application, tokens, monitor, conf.max_upload_bytes, origins, names)
 
 
-def make_router(app: MONAILabelApp, monitor: Monitor) -> APIRouter:
-    """The routes over the models of `app`."""
+def make_router(app: MONAILabelApp, monitor: Monitor, on_final: Callable[[str, str], None]) -> APIRouter:
+    """The routes over the models of `app`.
+
+    Args:
+        on_final: called after the reply to a click that also saved the final label, with the image and who saved it.
+    """
     router = APIRouter(tags=["Infer"])
-    _add_infer(router, app, monitor)
+    _add_infer(router, app, monitor, on_final)
     return router
 
 
-def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
+def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor, on_final: Callable[[str, str], None]) -> None:
     @router.post("/infer/{model}")
     def infer(
         http: Request,
@@ -133,14 +137,22 @@ def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
             raise RequestError(f"label must not be a file: model {model!r} takes clicks, got {label.filename!r}")
         with rejected():
             values = decode_params(params)
+            save = wants_saving(values)
         if output == "dicom_seg":
-            _check_dicom_seg(app, image, values)
-        wanted = {"json": False, "image": True, "dicom_seg": True}.get(output)
+            check_dicom_seg(app)
+        if save or output == "dicom_seg":
+            check_keeping(values, "save" if save else "output dicom_seg", image, session_id or (file and "file") or "")
+        wanted = True if save else {"json": False, "image": True, "dicom_seg": True}.get(output)
         with located(app, image, session_id, file) as (path, name):
             result_file, reply = task.segment(values, path, name, client_of(http), wanted)
         monitor.click(reply["latencies"])
+        if save:
+            reply["saved"] = _saved(app, image, result_file, reply, person)
+            background_tasks.add_task(on_final, image, person.name)
+        if output == "json" and result_file:
+            background_tasks.add_task(remove_file, result_file)
         if output == "dicom_seg":
-            return _send_dicom_seg(path, result_file, values["label_info"], background_tasks)
+            return send_dicom_seg(app, image, result_file, reply, background_tasks)
         if result_file and output != "json" and os.path.getsize(result_file) > WORTH_IT and takes_gzip(http):
             background_tasks.add_task(remove_file, result_file)
             return gzipped(result_file, reply, alone=output == "image")
@@ -153,33 +165,15 @@ def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
         raise RequestError(f"model {model[:80]!r} is not for whole-slide images, use /infer/{model[:80]}", status=404)
 
 
+def _saved(app: MONAILabelApp, image: str, result_file: str, reply: dict, person: Person) -> dict:
+    try:
+        return save_result(app, image, result_file, reply, person)
+    except BaseException:
+        remove_file(result_file)
+        raise
+
+
 def _model(app: MONAILabelApp, model: str) -> ClickInferTask:
     if model not in app._infers:
         raise RequestError(f"model must be one of {', '.join(app._infers)}, got {model!r}", status=404)
     return app._infers[model]
-
-
-# ---- DICOM SEG -----------------------------------------------------------------------------------------------------
-
-
-def _check_dicom_seg(app: MONAILabelApp, image: str, values: dict) -> None:
-    info = values.get("label_info")
-    if not isinstance(app.datastore(), DICOMWebDatastore):
-        raise RequestError("output must not be dicom_seg: the images here are files, not series of a DICOM archive")
-    if not image:
-        raise RequestError("image must be the id of a series for output dicom_seg, got none")
-    if values.get("result_box"):
-        raise RequestError("result_box must not be given for output dicom_seg, whose segments lie on the whole series")
-    if not (isinstance(info, list) and info and all(isinstance(segment, dict) for segment in info)):
-        raise RequestError(f"label_info must be a list of objects, one per segment, for output dicom_seg, got {info!r}")
-
-
-def _send_dicom_seg(path: str, result_file: str, label_info: list, background_tasks: BackgroundTasks) -> FileResponse:
-    """As MONAI Label does it: the series lies beside its NIfTI, in a folder of the same name."""
-    background_tasks.add_task(remove_file, result_file)
-    series = path.removesuffix(".gz").removesuffix(".nii").removesuffix(".nrrd")
-    dicom_seg = nifti_to_dicom_seg(series, result_file, label_info, use_itk=True)
-    if not dicom_seg:
-        raise HTTPException(status_code=500, detail=f"DICOM SEG of {os.path.basename(series)} could not be written")
-    background_tasks.add_task(remove_file, dicom_seg)
-    return FileResponse(dicom_seg, media_type="application/dicom", filename=os.path.basename(dicom_seg))

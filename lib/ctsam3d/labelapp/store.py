@@ -14,15 +14,11 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import monailabel.interfaces.app
-from monailabel.config import settings
-from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.local import DataModel, ImageLabelModel, LocalDatastore
-from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.exception import ImageNotFoundException, LabelNotFoundException
 from watchdog.events import FileSystemEventHandler
 from watchdog.observers import Observer
@@ -336,28 +332,6 @@ class StudyStore(LocalDatastore):
                         self._history.publish(saved, self.label_path(tag, image_id + saved.ext))
                         record = _labelled(record, tag, DataModel(info=saved.info, ext=saved.ext))
                 records.objects[image_id] = record
-
-
-class ArchiveStore(DICOMWebDatastore, StudyStore):
-    """MONAI Label's datastore over a DICOMweb archive, whose local copy is a `StudyStore`."""
-
-
-def study_store(studies: str, remote: Callable[[], Datastore]) -> Datastore:
-    """The datastore of an app.
-
-    Args:
-        studies: a folder, or the address of an archive.
-        remote: MONAI Label's own way to the datastore of an address.
-    """
-    if not studies.startswith(("http://", "https://")):
-        return StudyStore(
-            studies,
-            extensions=tuple(settings.MONAI_LABEL_DATASTORE_FILE_EXT),
-            auto_reload=settings.MONAI_LABEL_DATASTORE_AUTO_RELOAD,
-            read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
-        )
-    monailabel.interfaces.app.DICOMWebDatastore = ArchiveStore  # that is where MONAI Label takes it from
-    return remote()
 
 
 def _said(name: str) -> dict[str, Any]:
