@@ -5,7 +5,8 @@ click: first and next clicks against the dense path, the ring around a patch, an
 512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
 goes. load: many clients at once against a server. soak: the memory of a server over many clicks. evaluation: what the
 harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at random moments while clients
-save labels, and what is left of them; it ends with status 1 where anything is lost.
+save labels, and what is left of them; it ends with status 1 where anything is lost. next_sample: how long Next Sample
+takes in a large pool that is scored.
 """
 
 import argparse
@@ -20,6 +21,7 @@ from ctsam3d.evaluation.timing import markdown, write_results
 from ctsam3d.labelapp.click_times import benchmark_http
 from ctsam3d.labelapp.crash import crash
 from ctsam3d.labelapp.load import benchmark_load, benchmark_soak
+from ctsam3d.labelapp.next_sample_times import benchmark_next_sample
 
 APP = Path(__file__).parents[1] / "apps" / "ctsam3d"
 PARTS = ("session", "expansion", "http")
@@ -59,6 +61,10 @@ def _crash(arguments: argparse.Namespace) -> dict:
     return {"crash": found.rows(), "failures": [{"failure": fault} for fault in found.faults]}
 
 
+def _next_sample(arguments: argparse.Namespace) -> dict:
+    return {"next_sample": benchmark_next_sample(APP, arguments.scans, arguments.repeats)}
+
+
 def _evaluation(arguments: argparse.Namespace) -> dict:
     names = ("data", "weights", "device", "cases", "structures", "seeds", "expand", "user")
     return {"evaluation": benchmark_evaluation(**{name: getattr(arguments, name) for name in names})}
@@ -81,8 +87,8 @@ def _list(known: tuple[str, ...]) -> Callable[[str], list[str]]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(dest="what", required=True)
-    names = ("click", "training", "load", "soak", "evaluation", "crash")
-    click, training, load, soak, evaluation, crashes = (commands.add_parser(name) for name in names)
+    names = ("click", "training", "load", "soak", "evaluation", "crash", "next_sample")
+    click, training, load, soak, evaluation, crashes, sample = (commands.add_parser(name) for name in names)
     for command in (click, training):
         command.add_argument("--presets", type=_list(("tiny", "small", "base")))
         command.add_argument("--repeats", type=int, default=5)
@@ -108,11 +114,14 @@ def _parser() -> argparse.ArgumentParser:
     crashes.add_argument("--kills", type=int, default=100)
     crashes.add_argument("--clients", type=int, default=3, help="that save labels, each of an image of its own")
     crashes.add_argument("--seed", type=int, default=0)
+    sample.set_defaults(run=_next_sample)
+    sample.add_argument("--scans", type=int, default=2000)
+    sample.add_argument("--repeats", type=int, default=10, help="clients that ask, of each strategy")
     for command in (load, soak, evaluation):
         command.add_argument("--expand", action=argparse.BooleanOptionalAction, default=True)
     for command in (click, load, soak, evaluation):
         command.add_argument("--weights", default="default", help="of the server: default, or a .safetensors file")
-    for command in (click, training, load, soak, evaluation, crashes):
+    for command in (click, training, load, soak, evaluation, crashes, sample):
         command.add_argument("--device", default="cpu")
         command.add_argument("--out", type=Path, help="JSON file")
     return parser

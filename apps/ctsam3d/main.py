@@ -1,20 +1,22 @@
 """CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
 
 Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``, ``--conf expand_seconds 1.0``,
-``--conf token_file PATH``, ``--conf max_upload_mb 2000``, ``--conf max_scan_mb 2000``.
+``--conf token_file PATH``, ``--conf max_upload_mb 2000``, ``--conf max_scan_mb 2000``, ``--conf lease_minutes 240``.
 """
 
 from pathlib import Path
 
 from monailabel.config import settings
 from monailabel.interfaces.app import MONAILabelApp
-from monailabel.tasks.activelearning.first import First
-from monailabel.tasks.activelearning.random import Random
 
 from ctsam3d.labelapp.archive_store import study_store
 from ctsam3d.labelapp.conf import read_conf
+from ctsam3d.labelapp.desk import active_folder, make_desk
+from ctsam3d.labelapp.effort import EffortLog
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
+from ctsam3d.labelapp.scoring import LabelScoring
 from ctsam3d.labelapp.server import install_routes
+from ctsam3d.labelapp.strategy import strategies
 from ctsam3d.labelapp.train import ClickTrainTask
 from ctsam3d.labelapp.upload_sessions import UploadSessions
 from ctsam3d.labelapp.versions import Versions
@@ -30,12 +32,16 @@ class CTSAM3DApp(MONAILabelApp):
     def __init__(self, app_dir, studies, conf):
         self._settings = read_conf(conf)
         self._versions = Versions(Path(app_dir) / "model" / "ctsam3d", self._settings.weights)
+        self._active = active_folder(app_dir, studies)
+        effort = EffortLog(self._active / "effort.jsonl")
         self._engine = ClickEngine(
             self._versions,
             self._settings.device,
             self._settings.expand_seconds,
             max_scan_bytes=self._settings.max_scan_bytes,
+            observe=effort.clicked,
         )
+        self._desk = make_desk(self._active, self._settings, self._engine, effort)
         super().__init__(
             app_dir=app_dir,
             studies=studies,
@@ -44,7 +50,8 @@ class CTSAM3DApp(MONAILabelApp):
             description="Click on a structure in a CT and get its mask",
             labels=list(self._settings.labels),
         )
-        install_routes(self, self._settings, self._engine, self._versions)
+        self._auto_update_scoring = False  # a process of its own, after every next sample
+        install_routes(self, self._settings, self._engine, self._versions, self._desk)
 
     def init_datastore(self):
         return study_store(self.studies, super().init_datastore)
@@ -62,7 +69,10 @@ class CTSAM3DApp(MONAILabelApp):
         return {"ctsam3d": ClickTrainTask(self._versions, self._settings.labels, self._settings.device)}
 
     def init_strategies(self):
-        return {"random": Random(), "first": First()}
+        return strategies(self._desk)
+
+    def init_scoring_methods(self):
+        return {"ctsam3d": LabelScoring(self._active, self._settings.labels)}
 
     def _load_sessions(self, load=False):
         return UploadSessions(settings.MONAI_LABEL_SESSION_PATH, settings.MONAI_LABEL_SESSION_EXPIRY) if load else None

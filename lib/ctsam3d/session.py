@@ -152,6 +152,10 @@ class Session:
             return np.zeros(box_ijk.shape, np.float32)
         return self._probability(self.state, box_ijk)
 
+    def probability_zyx(self, box_zyx: Box) -> np.ndarray:
+        """Foreground probability on a box of the model grid, float32, as the network gave it."""
+        return blend(self.state.patches, box_zyx).astype(np.float32)
+
     def _inside(self, box_ijk: Box) -> Box:
         if box_ijk.intersection(self.volume.box_ijk) != box_ijk:
             raise ValueError(f"box_ijk {box_ijk} must lie inside the volume {self.volume.shape_ijk}")

@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import nibabel as nib
 import numpy as np
 import psutil
 import pytest
@@ -22,7 +23,10 @@ from tests.app.conftest import ROOT, free_port, start, stop, wait_until_up
 from tests.app.labelling import INFO, patients, scan, write_case
 
 from ctsam3d import checkpoint
+from ctsam3d.clicks import first_click, next_click
 from ctsam3d.data.io import write_mask, write_volume
+from ctsam3d.labelapp.effort import read_events
+from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures
 from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
 from ctsam3d.labelapp.versions import Versions
 
@@ -245,3 +249,67 @@ def can_all_be_read(team) -> int:
         elif path.suffix == ".npy":
             np.load(path)
     return step
+
+
+# ---- two who label in turn -----------------------------------------------------------------------------------------
+
+NAMED = [{"name": "spleen", "idx": 1}, {"name": "liver", "idx": 2}]
+
+
+def test_two_clients_label_in_turn_and_the_log_shows_what_it_cost(team, tmp_path):
+    """Next sample, simulated clicks, submit, a training, and the same again: clicks by version of the weights."""
+    clients = [MONAILabelClient(team.url, tmpdir=str(tmp_path), client_id=name) for name in ("anna", "ben")]
+    truth = {}
+    for number, patient in enumerate(patients(False, 8)[2:]):
+        volume, truth[f"pool{number}"] = scan(50 + number)
+        write_volume(tmp_path / f"pool{number}.nii.gz", volume)
+        team.client.upload_image(str(tmp_path / f"pool{number}.nii.gz"), f"pool{number}", {"patient": patient})
+    before = labels_a_round(team, clients, truth, tmp_path)
+    team.client.train_start("ctsam3d", {**QUICK, "seed": 11})
+    assert team.ended()["status"] == "DONE", team.stats()
+    after = labels_a_round(team, clients, truth, tmp_path)
+    assert len({*before, *after}) == 4  # nobody got what another one had
+    (log,) = find_logs(team.app)
+    frame = wait_for_saves(log, 8)
+    assert frame["version"].nunique() == 2 and (frame["clicks"] >= 1).all() and frame["dsc"].between(0, 1).all()
+    assert set(frame["image"]) == {*before, *after}
+    text = report([log])
+    assert all(f"| {version} |" in text for version in frame["version"].unique())
+
+
+def labels_a_round(team, clients, truth, folder) -> list[str]:
+    """Each client takes a scan, both at once, then clicks and submits it."""
+    samples = [client.next_sample("foreground_random", {"structures": ["spleen"]}) for client in clients]
+    taken = [sample["id"] for sample in samples]
+    assert all("drawn at random" in sample["reason"] for sample in samples)
+    held = requests.get(f"{team.url}/leases/", timeout=60).json()
+    assert {image: held[image]["client"] for image in taken} == dict(zip(taken, ("anna", "ben")))
+    for client, image in zip(clients, taken):
+        clicks(client, image, truth[image])
+        write_mask(folder / "label.nii.gz", truth[image], scan(0)[0])
+        client.save_label(image, str(folder / "label.nii.gz"), tag="final", params={"label_info": NAMED})
+    return taken
+
+
+def clicks(client, image, labels) -> None:
+    """Two clicks of a simulated user on each structure; the second request also asks where to look next."""
+    rng = np.random.default_rng(0)
+    for entry in NAMED:
+        target = labels == entry["idx"]
+        lists = {"foreground": [[int(v) for v in first_click(target, rng)]], "background": []}
+        for suggest in (False, True):
+            asked = {**lists, "label": entry["name"], "expand": False, "suggest": suggest}
+            file, reply = client.infer("ctsam3d_points", image, {**asked, "result_extension": ".nii.gz"})
+            found = next_click(np.asanyarray(nib.load(file).dataobj) > 0, target)
+            if found is not None:
+                lists["foreground" if found[1] else "background"].append([int(v) for v in found[0]])
+        assert set(reply["confidence"]) == {entry["name"]}
+
+
+def wait_for_saves(log, count: int):
+    """The log is written after the reply."""
+    end = time.monotonic() + SECONDS
+    while len(frame := saved_structures(read_events(log))) < count and time.monotonic() < end:
+        time.sleep(0.2)
+    assert len(frame) == count
+    return frame

@@ -30,7 +30,7 @@ from typing import Annotated, Any
 from urllib.parse import parse_qsl, urlencode
 
 from fastapi import Depends, HTTPException
-from starlette.requests import HTTPConnection
+from starlette.requests import HTTPConnection, Request
 
 from ctsam3d.data.files import atomic_path, file_signature
 
@@ -250,6 +250,18 @@ def set_person(scope: MutableMapping[str, Any], person: Person) -> None:
 def person_of(scope: MutableMapping[str, Any]) -> Person | None:
     """Whose request it is; None where nobody was let in."""
     return scope.get(_PERSON)
+
+
+def client_of(http: Request) -> str:
+    """Who sends a request: whose token it has and from which address; the bearer of any token where there are none."""
+    address = f"address:{http.client.host if http.client else 'unknown'}"
+    person = person_of(http.scope)
+    if person is not None and person.key:
+        return f"token:{person.key} {address}"
+    scheme, _, token = http.headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer" and token.strip():
+        return f"token:{hashlib.sha256(token.strip().encode()).hexdigest()}"
+    return address
 
 
 async def _annotator(connection: HTTPConnection) -> Person:

@@ -14,6 +14,7 @@ from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp.requests import check_labels
 
 MAX_MB = 2000  # of a request, and of the voxels of a scan: 512 x 512 x 3,800 of int16
+LEASE_MINUTES = 240  # half a working day
 EXPAND_SECONDS = 1.0  # a click is answered within about a second; what takes longer goes on after the reply
 
 
@@ -31,6 +32,7 @@ class Conf:
         token_file: ``--conf token_file PATH``: see `access.Tokens`; default: none, and everybody may do anything.
         max_upload_bytes: ``--conf max_upload_mb N``: of a request.
         max_scan_bytes: ``--conf max_scan_mb N``: that the voxels of a scan or label map may take.
+        lease_seconds: ``--conf lease_minutes M``: for which a scan that was handed out is nobody else's.
     """
 
     weights: str
@@ -40,6 +42,7 @@ class Conf:
     token_file: str = ""
     max_upload_bytes: int = MAX_MB * 10**6
     max_scan_bytes: int = MAX_MB * 10**6
+    lease_seconds: float = LEASE_MINUTES * 60.0
 
 
 def read_conf(conf: Mapping[str, str] | None) -> Conf:
@@ -51,7 +54,7 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
     """
     conf = conf or {}
     labels = check_labels(conf["labels"].split(",")) if "labels" in conf else NAMES
-    seconds = _seconds("expand_seconds", conf["expand_seconds"]) if "expand_seconds" in conf else EXPAND_SECONDS
+    seconds = _number("expand_seconds", conf.get("expand_seconds", str(EXPAND_SECONDS)), "seconds")
     return Conf(
         _weights(conf.get("weights", "default")),
         _device(conf.get("device", "")),
@@ -60,6 +63,7 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
         conf.get("token_file", ""),
         _megabytes("max_upload_mb", conf.get("max_upload_mb", str(MAX_MB))),
         _megabytes("max_scan_mb", conf.get("max_scan_mb", str(MAX_MB))),
+        60 * _number("lease_minutes", conf.get("lease_minutes", str(LEASE_MINUTES)), "minutes"),
     )
 
 
@@ -87,14 +91,14 @@ def _device(device: str) -> str:
     return device
 
 
-def _seconds(key: str, value: str) -> float:
+def _number(key: str, value: str, unit: str) -> float:
     try:
-        seconds = float(value)
+        number = float(value)
     except ValueError:
-        seconds = math.nan
-    if not 0 <= seconds < math.inf:
-        raise ValueError(f"--conf {key} must be a number of seconds, 0 or more, got {value!r}")
-    return seconds
+        number = math.nan
+    if not 0 <= number < math.inf:
+        raise ValueError(f"--conf {key} must be a number of {unit}, 0 or more, got {value!r}")
+    return number
 
 
 def _megabytes(key: str, value: str) -> int:

@@ -12,7 +12,7 @@ import os
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from monailabel.interfaces.tasks.infer_v2 import InferTask, InferType
 from ctsam3d.data.io import read_volume
 from ctsam3d.labelapp.background import BackgroundExpansion, told
 from ctsam3d.labelapp.conf import EXPAND_SECONDS
+from ctsam3d.labelapp.confidence import confidence
 from ctsam3d.labelapp.reply import BoxedLabels, Segment, merge, result_box, write_reply
 from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
@@ -104,6 +105,8 @@ class ClickEngine:
             afterwards they go on in the background.
         sessions: the store of sessions, where its limits are to be others.
         max_scan_bytes: that the voxels of an image may take; None: any.
+        observe: told of every structure's clicks: name of the image, request, structure, session, and the session's
+            clicks before; see `EffortLog.clicked`.
     """
 
     def __init__(
@@ -113,8 +116,10 @@ class ClickEngine:
         expand_seconds: float = EXPAND_SECONDS,
         sessions: SessionStore | None = None,
         max_scan_bytes: int | None = None,
+        observe: Callable[..., None] | None = None,
     ):
         self._versions, self._device, self._expand_seconds = versions, device, expand_seconds
+        self._observe = observe
         self._served: _Served | None = None
         self._problem = ""
         self._loading = threading.Lock()
@@ -181,8 +186,8 @@ class ClickEngine:
         with rejected(path, name):
             return self._images.get(path)
 
-    def segment(self, request: ClickRequest, image: Image, watch: Stopwatch) -> tuple[str | None, dict]:
-        """Runs the new clicks of every structure, merges the masks, and writes the label map.
+    def segment(self, request: ClickRequest, image: Image, watch: Stopwatch, name: str = "") -> tuple[str | None, dict]:
+        """Runs the new clicks of every structure of image `name`, merges the masks, and writes the label map.
 
         Returns:
             The file, which the caller deletes (None where none was asked for), and the parameters of the reply.
@@ -203,9 +208,13 @@ class ClickEngine:
             with self._sessions.locked(keys, make) as held:
                 watch.lap("wait")
                 for structure, own in zip(request.structures, held):
+                    before = own.session.clicks
                     self._click(own, structure, request, watch)
+                    self._tell(name, request, structure, own, before)
                 labels = merge([_segment(structure, own) for structure, own in zip(request.structures, held)])
                 reply = _parameters(request, held)
+                if request.suggest:
+                    reply["confidence"] = {s.name: confidence(own.session) for s, own in zip(request.structures, held)}
         finally:  # also after a failure: what was expanding before goes on
             for key, own in zip(keys, held):
                 if own.expanding:
@@ -217,6 +226,10 @@ class ClickEngine:
             box_ijk = result_box(labels)
             reply["result_box"] = [list(box_ijk.start), list(box_ijk.stop)]
         return file, {**reply, "latencies": watch.latencies()}
+
+    def idle(self) -> contextlib.AbstractContextManager[None]:
+        """A turn on the network for work that no client waits for; to be short."""
+        return self._turns.idle()
 
     def usage(self) -> Usage:
         """What it holds at this moment."""
@@ -238,6 +251,15 @@ class ClickEngine:
         watch.lap()
         for stage in STAGES:
             watch.add(stage, own.session.seconds.get(stage, 0.0))
+
+    def _tell(self, name: str, request: ClickRequest, structure: Structure, own: HeldSession, before) -> None:
+        """A click is answered also where it cannot be noted."""
+        if self._observe is None:
+            return
+        try:
+            self._observe(name, request, structure, own, before)
+        except OSError as error:
+            logger.error("clicks on %s of image %s are not noted: %s", structure.name, name, error)
 
     def _write(self, options: ReplyOptions, labels: BoxedLabels, image: Image) -> str:
         """Into a folder of the server's own: a client on the same host saves under the same name, but elsewhere."""
@@ -310,7 +332,8 @@ class ClickInferTask(InferTask):
             The label map's file, which the caller deletes, or None; and the parameters of the reply: ``label_names``,
             ``latencies`` (seconds: read, wait, crop, features, decode, propose, cut, write, merge, reply, total),
             ``version``, ``patches``, ``expansion`` (of each structure: proposed, segmented, rejected, ended; see
-            `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels).
+            `ctsam3d.expansion.Expansion`), and, where asked for, ``result_box`` ([start, stop] in the image's voxels)
+            and ``confidence`` (of each structure, see `confidence.confidence`).
 
         Raises:
             RequestError: the request, the image, or (503) the weights cannot be used.
@@ -322,7 +345,7 @@ class ClickInferTask(InferTask):
             request = parse_request(params, self.labels, image.volume.shape_ijk, client)
         if file is not None:
             request = replace(request, reply=replace(request.reply, write_file=file))
-        result_file, reply = self._engine.segment(request, image, watch)
+        result_file, reply = self._engine.segment(request, image, watch, name)
         clicks = {s.name: (len(s.positive), len(s.negative)) for s in request.structures}
         logger.info(
             "image %s, (positive, negative) clicks %s: %d patches, expansion %s, seconds %s",

@@ -32,8 +32,8 @@ UNNAMED = "structure"
 # session and device, and nothing in its parameters can: those keys are read nowhere.
 OPTION_KEYS = frozenset(
     "model image save session session_id device description label client_id expand result_extension result_dtype "
-    "result_compress result_write_to_file result_box restore_label_idx save_label label_tag label_info roi slice "
-    "reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
+    "result_compress result_write_to_file result_box suggest restore_label_idx save_label label_tag label_info roi "
+    "slice reset_state logging images gpus multi_gpu max_workers max_batch_size".split()
 )
 
 IJK = tuple[int, int, int]
@@ -85,6 +85,7 @@ class ClickRequest:
         client: whose clicks these are; sessions are held per client.
         expand: whether a mask may grow into neighbouring patches.
         reply: how the label map is written.
+        suggest: whether the reply says how sure the model is, and where least.
     """
 
     structures: tuple[Structure, ...]
@@ -92,6 +93,7 @@ class ClickRequest:
     client: str
     expand: bool
     reply: ReplyOptions
+    suggest: bool = False
 
 
 def decode_params(text: str | None) -> dict:
@@ -144,6 +146,7 @@ def parse_request(params: Mapping, labels: Sequence[str], shape_ijk: IJK, client
         client=_client(params.get("client_id"), client),
         expand=_flag(params, "expand", True),
         reply=_reply_options(params),
+        suggest=_flag(params, "suggest", False),
     )
 
 

@@ -190,7 +190,7 @@ class Retraining:
         config = training_config(base, self.options)
         self._begin(base, config, sources)
         before = self._scores_before(base, material)
-        trained = _mean(base, self._train(sources, config, checkpoint.load(base_path)))
+        trained = mean_weights(base, self._train(sources, config, checkpoint.load(base_path)))
         self.status.update(
             state="validating after training", seconds_left=self.status.values.get("validation_seconds", 0)
         )
@@ -414,7 +414,7 @@ def _scores(values: dict | None) -> Scores | None:
     return values and Scores(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
-def _mean(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
+def mean_weights(base: Checkpoint, trained: Checkpoint) -> Checkpoint:
     """`trained` with weights on the way from those of `base`.
 
     Source: Wortsman et al. 2022, "Robust fine-tuning of zero-shot models": between the two lie weights that keep what

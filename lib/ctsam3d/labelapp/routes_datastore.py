@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, BackgroundTasks, File, Form, Query, UploadFile
 from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.app import MONAILabelApp
@@ -17,7 +17,15 @@ from monailabel.utils.others.generic import file_checksum, get_mime_type
 from ctsam3d.labelapp.access import Admin, Annotator, Person
 from ctsam3d.labelapp.infer import rejected
 from ctsam3d.labelapp.located import check_label, check_scan, datastore_image, received
-from ctsam3d.labelapp.names import STORED_SUFFIXES, check_image_id, check_new_id, check_tag, decode_object, suffix_of
+from ctsam3d.labelapp.names import (
+    FINAL,
+    STORED_SUFFIXES,
+    check_image_id,
+    check_new_id,
+    check_tag,
+    decode_object,
+    suffix_of,
+)
 from ctsam3d.labelapp.requests import RequestError
 
 _ALGORITHMS = ("SHA256", "SHA512", "MD5")  # of MONAI Label's checksums
@@ -25,17 +33,18 @@ _CHUNK = 2**20
 _Text = Annotated[str, Form()]
 
 
-def datastore_router(app: MONAILabelApp, max_bytes: int) -> APIRouter:
+def datastore_router(app: MONAILabelApp, max_bytes: int, on_final: Callable[[str, str], None]) -> APIRouter:
     """The routes over the datastore of `app`.
 
     Args:
         max_bytes: that the voxels of an upload may take.
+        on_final: called after the reply when a final label was saved, with the image and who saved it.
     """
     router = APIRouter(prefix="/datastore", tags=["Datastore"])
     _add_overview(router, app)
     _add_images(router, app, max_bytes)
     _add_image_infos(router, app)
-    _add_labels(router, app, max_bytes)
+    _add_labels(router, app, max_bytes, on_final)
     _add_label_infos(router, app)
     return router
 
@@ -115,10 +124,15 @@ def _add_image_infos(router: APIRouter, app: MONAILabelApp) -> None:
         app.datastore().update_image_info(check_image_id(image), _signed(decode_object(info, "info"), person))
 
 
-def _add_labels(router: APIRouter, app: MONAILabelApp, max_bytes: int) -> None:
+def _add_labels(router: APIRouter, app: MONAILabelApp, max_bytes: int, on_final: Callable[[str, str], None]) -> None:
     @router.put("/label")
     def save_label(
-        person: Annotator, image: str, label: Annotated[UploadFile, File()], params: _Text = "{}", tag: str = "final"
+        person: Annotator,
+        background_tasks: BackgroundTasks,
+        image: str,
+        label: Annotated[UploadFile, File()],
+        params: _Text = "{}",
+        tag: str = FINAL,
     ):
         """Stores a label map of a scan; one saved before under the tag stays in the history."""
         datastore_image(app, image)
@@ -127,6 +141,8 @@ def _add_labels(router: APIRouter, app: MONAILabelApp, max_bytes: int) -> None:
             check_label(path, "label", max_bytes)
             with rejected(str(path), "label"):
                 saved = app.datastore().save_label(image, str(path), tag, info)
+        if tag == FINAL:
+            background_tasks.add_task(on_final, image, person.name)
         return {**(app.on_save_label(image, saved) or {}), "image": image, "label": saved}
 
     @router.delete("/label")

@@ -12,11 +12,12 @@ import time
 from collections.abc import Mapping
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, HTTPException
+from fastapi import APIRouter, Body, HTTPException, Request
 from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.async_tasks.task import AsyncTask
 
-from ctsam3d.labelapp.access import Admin, Annotator, Person
+from ctsam3d.labelapp.access import ADMIN, Admin, Annotator, Person, client_of
+from ctsam3d.labelapp.desk import Desk
 from ctsam3d.labelapp.infer import rejected
 from ctsam3d.labelapp.names import check_object
 from ctsam3d.labelapp.requests import MAX_NAME, RequestError
@@ -26,11 +27,12 @@ logger = logging.getLogger(__name__)
 Params = Annotated[dict[str, Any] | None, Body()]
 
 
-def tasks_router(app: MONAILabelApp) -> APIRouter:
+def tasks_router(app: MONAILabelApp, desk: Desk) -> APIRouter:
     """The routes over the tasks of `app`."""
     router = APIRouter()
     _add_info(router, app)
     _add_active_learning(router, app)
+    _add_leases(router, desk)
     _add_train(router, app)
     _add_scoring(router, app)
     _add_batch(router, app)
@@ -46,14 +48,16 @@ def _add_info(router: APIRouter, app: MONAILabelApp) -> None:
 
 def _add_active_learning(router: APIRouter, app: MONAILabelApp) -> None:
     @router.post("/activelearning/{strategy}", tags=["ActiveLearning"])
-    def next_sample(person: Annotator, strategy: str, params: Params = None):
-        """The scan to be labelled next; empty where all have a final label."""
+    def next_sample(http: Request, person: Annotator, strategy: str, params: Params = None):
+        """The scan to be labelled next, or `k` of them, leased to the client, and why; no `id` where none is free."""
         _known("strategy", strategy, app._strategies)
         asked = check_object(params or {}, "params")
         with rejected():
-            found = app.next_sample({**asked, "strategy": strategy})
-        if not found:
-            return {}
+            key, name = _lease_client(http, asked, person)
+            request = {**asked, "strategy": strategy, "client": key, "client_name": name}
+            found = app._strategies[strategy](request, app.datastore())
+        if not found.get("id"):
+            return found
         store, image = app.datastore(), found["id"]
         said = store.get_image_info(image)
         shown = copy.deepcopy(said.get("strategy")) if isinstance(said.get("strategy"), Mapping) else {}
@@ -62,7 +66,23 @@ def _add_active_learning(router: APIRouter, app: MONAILabelApp) -> None:
             store.update_image_info(image, {"strategy": shown})
         except Exception as error:  # of an archive's series there is no record before it was fetched
             logger.info("image %s: that it was shown is not recorded: %s", image, error)
-        return {**found, **said, "strategy": shown}
+        return {**said, **found, "path": store.get_image_uri(image), "strategy": shown}
+
+
+def _add_leases(router: APIRouter, desk: Desk) -> None:
+    @router.get("/leases/", tags=["ActiveLearning"])
+    def leases(person: Annotator):
+        """Which scans are handed out: to whom, since when and until when."""
+        held = desk.leases.now().held
+        return {i: {"client": lease.name, "since": lease.since, "until": lease.until} for i, lease in held.items()}
+
+    @router.delete("/leases/", tags=["ActiveLearning"])
+    def give_back(http: Request, person: Annotator, image: str, client_id: str = ""):
+        """Gives a scan back that the client has; an admin may give back anybody's."""
+        key, _ = _lease_client(http, {"client_id": client_id}, person)
+        if not desk.give_back(image, None if person.role == ADMIN and not client_id else key):
+            raise RequestError(f"image must be one that this client has, got {image[:80]!r}", status=404)
+        return {}
 
 
 def _add_train(router: APIRouter, app: MONAILabelApp) -> None:
@@ -172,6 +192,13 @@ def _status(method: str, all: bool, check_if_running: bool) -> Any:
     if found is None:
         raise HTTPException(status_code=404, detail=reason)
     return found
+
+
+def _lease_client(http: Request, params: Mapping[str, Any], person: Person) -> tuple[str, str]:
+    """Key and name of whose lease it is: the client that `client_id` names, of the person whose token it has."""
+    named = _client({"client_id": params.get("client_id") or None}, Person("", ADMIN))
+    key = f"{person.key} id:{named}" if named else client_of(http)
+    return key, named or person.name or "unnamed"
 
 
 def _client(params: Mapping[str, Any], person: Person) -> str | None:

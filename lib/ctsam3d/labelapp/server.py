@@ -7,11 +7,12 @@ of MONAI Label's when the app is made, which is before the server listens; what 
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
+from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, BackgroundTasks, FastAPI, File, Form, Request, UploadFile
@@ -21,9 +22,10 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import remove_file
 from starlette.middleware.cors import CORSMiddleware
 
-from ctsam3d.labelapp.access import Annotator, Person, Tokens, person_of
+from ctsam3d.labelapp.access import Annotator, Person, Tokens, client_of
 from ctsam3d.labelapp.archive import archive_router
 from ctsam3d.labelapp.conf import Conf
+from ctsam3d.labelapp.desk import Desk
 from ctsam3d.labelapp.errors import install_handlers
 from ctsam3d.labelapp.guard import Guard
 from ctsam3d.labelapp.health import Health
@@ -50,7 +52,7 @@ _MAX_JSON = 2**20  # bytes of a body that is no file
 _OUTPUTS = tuple(kind.value for kind in ResultType)
 
 
-def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions) -> None:
+def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions, desk: Desk) -> None:
     """Puts our application in the place of the running server's; outside a server there is nothing to do.
 
     Raises:
@@ -66,12 +68,12 @@ def install_routes(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions
         )
     if conf.token_file and settings.MONAI_LABEL_API_STR:
         raise ValueError("MONAI_LABEL_API_STR must not be set beside --conf token_file: signing in is at /signin")
-    own_process(engine.close, tokens=bool(conf.token_file))
+    own_process(lambda: (desk.close(), engine.close()), tokens=bool(conf.token_file))
     # The old one has been asked for the app, and waits; from the next request on it hands everything to the new one.
-    module.app.middleware_stack = make_application(app, conf, engine, versions)
+    module.app.middleware_stack = make_application(app, conf, engine, versions, desk)
 
 
-def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions) -> Guard:
+def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versions: Versions, desk: Desk) -> Guard:
     """The whole of what a server answers, as an ASGI application."""
     tokens = Tokens(conf.token_file) if conf.token_file else None
     health = Health(engine, getattr(app.datastore(), "_datastore_path", app.app_dir))
@@ -80,9 +82,10 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         title="CT-SAM3D", openapi_url=None, docs_url=None, redoc_url=None, max_body_size=conf.max_upload_bytes
     )
     install_handlers(application)
+    on_final = partial(desk.submitted, app.datastore(), conf.labels)
     for router in (
-        make_router(app, monitor),
-        datastore_router(app, conf.max_scan_bytes),
+        make_router(app, monitor, on_final),
+        datastore_router(app, conf.max_scan_bytes, on_final),
         session_router(app, conf.max_scan_bytes),
         admin_router(app, versions),
         archive_router(app),
@@ -91,7 +94,7 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
         pages_router(application, health, monitor),
     ):
         application.include_router(router, prefix=settings.MONAI_LABEL_API_STR)
-    application.include_router(tasks_router(app), prefix=settings.MONAI_LABEL_API_STR, max_body_size=_MAX_JSON)
+    application.include_router(tasks_router(app, desk), prefix=settings.MONAI_LABEL_API_STR, max_body_size=_MAX_JSON)
     origins = [str(origin).rstrip("/") for origin in settings.MONAI_LABEL_CORS_ORIGINS]
     if origins:
         application.add_middleware(
@@ -101,14 +104,18 @@ def make_application(app: MONAILabelApp, conf: Conf, engine: ClickEngine, versio
     return Guard(application, tokens, monitor, conf.max_upload_bytes, origins, names)
 
 
-def make_router(app: MONAILabelApp, monitor: Monitor) -> APIRouter:
-    """The routes over the models of `app`."""
+def make_router(app: MONAILabelApp, monitor: Monitor, on_final: Callable[[str, str], None]) -> APIRouter:
+    """The routes over the models of `app`.
+
+    Args:
+        on_final: called after the reply when a final label was saved, with the image and who saved it.
+    """
     router = APIRouter(tags=["Infer"])
-    _add_infer(router, app, monitor)
+    _add_infer(router, app, monitor, on_final)
     return router
 
 
-def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
+def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor, on_final: Callable[[str, str], None]) -> None:
     @router.post("/infer/{model}")
     def infer(
         http: Request,
@@ -141,6 +148,7 @@ def _add_infer(router: APIRouter, app: MONAILabelApp, monitor: Monitor) -> None:
         monitor.click(reply["latencies"])
         if save:
             reply["saved"] = _saved(app, image, result_file, reply, person)
+            background_tasks.add_task(on_final, image, person.name)
         if output == "json" and result_file:
             background_tasks.add_task(remove_file, result_file)
         if output == "dicom_seg":
@@ -163,18 +171,6 @@ def _saved(app: MONAILabelApp, image: str, result_file: str, reply: dict, person
     except BaseException:
         remove_file(result_file)
         raise
-
-
-def client_of(http: Request) -> str:
-    """Who sends a request: whose token it has and from which address; the bearer of any token where there are none."""
-    address = f"address:{http.client.host if http.client else 'unknown'}"
-    person = person_of(http.scope)
-    if person is not None and person.key:
-        return f"token:{person.key} {address}"
-    scheme, _, token = http.headers.get("authorization", "").partition(" ")
-    if scheme.lower() == "bearer" and token.strip():
-        return f"token:{hashlib.sha256(token.strip().encode()).hexdigest()}"
-    return address
 
 
 def _model(app: MONAILabelApp, model: str) -> ClickInferTask:

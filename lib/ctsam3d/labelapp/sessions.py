@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import os
 import threading
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ class ImageCache:
             return self._images.get(self._contents.get(signature, ""))
 
     def _load(self, path: str | os.PathLike) -> Image:
-        content = _sha256(path)
+        content = content_of(path)
         with self._lock:
             image = self._images.get(content)
         return image or Image(content, self._read(path))
@@ -111,6 +112,7 @@ class HeldSession:
         version: of the weights.
         expanding: whether the one who held `lock` last left an expansion that goes on in the background.
         requests: that have the session or wait for it; the store counts them.
+        log_id: what the log of efforts calls it.
     """
 
     session: Session
@@ -119,6 +121,7 @@ class HeldSession:
     expanding: bool = False
     requests: int = 0
     lock: threading.Lock = field(default_factory=threading.Lock)
+    log_id: str = field(default_factory=lambda: uuid.uuid4().hex[:12])
 
 
 class SessionStore:
@@ -214,7 +217,7 @@ def _signature(path: str | os.PathLike) -> tuple:
     return (str(root), *((name, s.st_size, s.st_ino, s.st_mtime_ns, s.st_ctime_ns) for name, s in stats))
 
 
-def _sha256(path: str | os.PathLike) -> str:
+def content_of(path: str | os.PathLike) -> str:
     """Of a file, or of names and contents of the files in a folder."""
     root = Path(path).resolve()
     if not root.is_dir():

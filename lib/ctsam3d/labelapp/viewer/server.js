@@ -112,9 +112,9 @@ export async function save(image, file, params) {
   return (await ask("datastore/label", { image, tag: "final" }, { method: "PUT", body })).json();
 }
 
-/** The id of the scan to be labelled next; undefined where all are. */
+/** The scan to be labelled next: its id, or, without one, the reason why there is none. */
 export async function nextSample(strategy) {
   const headers = { "content-type": "application/json" };
   const body = JSON.stringify({ client_id: clientId() });
-  return (await (await ask(`activelearning/${encodeURIComponent(strategy)}`, {}, { method: "POST", headers, body })).json()).id;
+  return (await ask(`activelearning/${encodeURIComponent(strategy)}`, {}, { method: "POST", headers, body })).json();
 }

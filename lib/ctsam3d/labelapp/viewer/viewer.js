@@ -138,8 +138,8 @@ function restore({ labels, box, reply }) {
 async function next() {
   if (!mayLeave()) return;
   await attempt(async () => {
-    const image = await server.nextSample($("strategy").value);
-    if (!image) say("All studies are labelled.", true);
+    const { id: image, reason } = await server.nextSample($("strategy").value);
+    if (!image) say(`There is no next study: ${reason}.`, true);
     else if (image === state.image) say("This is the only study without a label. Save it first.", true);
     else await show(image);
   });
