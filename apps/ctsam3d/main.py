@@ -56,9 +56,6 @@ class CTSAM3DApp(MONAILabelApp):
     def init_datastore(self):
         return study_store(self.studies, super().init_datastore)
 
-    def _download_dcmqi_tools(self):
-        """MONAI Label would fetch a program from the network to write DICOM SEG; this app writes it itself."""
-
     def init_infers(self):
         return {
             "ctsam3d": ClickInferTask(self._engine, self._settings.labels, "Clicks on named structures"),

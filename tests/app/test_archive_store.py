@@ -176,7 +176,7 @@ def test_the_routes_never_answer_500(site):
     application = FastAPI()
     install_handlers(application)
     app = SimpleNamespace(datastore=lambda: site.store, studies=site.archive.base_url, on_save_label=lambda *_: None)
-    application.include_router(datastore_router(app, 10**9))
+    application.include_router(datastore_router(app, 10**9, lambda *_: None))
     guard = Guard(application, None, Monitor(), 10**6, hosts=["testserver"])
     client = TestClient(guard, raise_server_exceptions=False)
     wanted = {"label": site.image, "tag": FINAL}

@@ -237,6 +237,8 @@ def study_store(studies: str, remote: Callable[[], Datastore]) -> Datastore:
             read_only=settings.MONAI_LABEL_DATASTORE_READ_ONLY,
         )
     monailabel.interfaces.app.DICOMWebDatastore = ArchiveStore  # that is where MONAI Label takes it from
+    # MONAI Label would fetch a program from the network to write DICOM SEG; here that is done without it.
+    monailabel.interfaces.app.MONAILabelApp._download_dcmqi_tools = lambda app: None
     return remote()
 
 
