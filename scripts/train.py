@@ -12,7 +12,7 @@ from pathlib import Path
 from ctsam3d import checkpoint
 from ctsam3d.model import PRESETS
 from ctsam3d.training.cases import VolumeCache, load_groups
-from ctsam3d.training.config import Augmentation, TrainingConfig
+from ctsam3d.training.config import TRAINABLE, Augmentation, TrainingConfig
 from ctsam3d.training.loop import Source, train
 from ctsam3d.training.processes import process_group
 
@@ -51,7 +51,9 @@ def main(argv: list[str] | None = None) -> None:
                         help="share of the pairs whose structures each get a brightness of their own")  # fmt: skip
     parser.add_argument("--lesion", type=float, default=Augmentation.lesion,
                         help="share of the pairs with a random mass or tube in place of the structure")  # fmt: skip
-    parser.add_argument("--trainable", choices=("all", "decoder", "cross_patch"), default=TrainingConfig.trainable)
+    parser.add_argument("--encoder-rate", type=float, default=TrainingConfig.encoder_rate,
+                        help="factor of the learning rate for the encoder")  # fmt: skip
+    parser.add_argument("--trainable", choices=TRAINABLE, default=TrainingConfig.trainable)
     parser.add_argument("--frozen-statistics", action="store_true", help="batch norm in eval mode, for retraining")
     parser.add_argument("--seed", type=int, default=TrainingConfig.seed)
     parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")
