@@ -163,6 +163,8 @@ class Survey:
         if found is None or known.problem or self._is_scored(known.content, version, labelled):
             return
         self._score(found, version, self._masks(datastore, image, found.volume) if labelled else {})
+        if labelled:
+            self._looked.add((known.content, version))
 
     def _is_scored(self, content: str, version: str, labelled: bool) -> bool:
         found = self._scores.get(version, {}).get(content)
@@ -178,7 +180,6 @@ class Survey:
         if masks:
             own = prototypes_of(segmenter, image.volume, masks, self._engine.idle)
             found = dataclasses.replace(found, prototypes=own)
-        self._looked.add((image.content, version))
         with self._lock:
             self._scores.setdefault(version, {})[image.content] = found
             self._append({"content": image.content, "version": version, **dataclasses.asdict(found)})
