@@ -189,7 +189,7 @@ def test_rounds_of_clicks(network, decoded):
         assert mask[tuple(np.argwhere(seen[0][side, 0].numpy() == 1)[0])]
         for number, (prompts, before) in enumerate(zip(seen[1:], given), start=2):
             assert (prompts[side, :2] == 1).sum() <= number and not prompts.requires_grad
-            assert torch.allclose(prompts[side, 2], before[side, 0], atol=1e-6)
+            assert torch.allclose(prompts[side, 2], previous_map(before[side, 0]), atol=1e-6)
             assert not any(mask[tuple(p)] for p in np.argwhere(prompts[side, 1].numpy() == 1))
             assert all(mask[tuple(p)] for p in np.argwhere(prompts[side, 0].numpy() == 1))
 
@@ -295,7 +295,7 @@ def test_p_learns_a_pair_by_heart():
     torch.manual_seed(0)
     network = TrueMaskNetwork(build("tiny")).train()
     one = batch(pair(cube, shifted, offset=(10, 0, -5)), pair(shifted, nothing, offset=(30, 0, 0)))
-    own = torch.optim.AdamW(_parameter_groups(network.network), 3e-3)
+    own = torch.optim.AdamW(_parameter_groups(network.network, CONFIG), 3e-3)
     errors = [train_step_true_masks(network, own, [one], CONFIG)[0].heatmap for _ in range(40)]
     empty = 2 / 3 * float(click_map([(16, 16, 16)], (32, 32, 32)).square().mean())  # an empty heatmap's error
     assert errors[-1] < 0.3 * empty
@@ -305,7 +305,7 @@ def test_every_weight_of_p_moves():
     """Its gradients are tiny, as most of a heatmap is empty; see `_parameter_groups`."""
     torch.manual_seed(0)
     network = TrueMaskNetwork(build("tiny")).train()
-    own = torch.optim.AdamW(_parameter_groups(network.network), 1e-3)
+    own = torch.optim.AdamW(_parameter_groups(network.network, CONFIG), 1e-3)
     before = {name: p.detach().clone() for name, p in network.network.cross_patch.named_parameters()}
     train_step_true_masks(network, own, [batch(pair(CUBE, SHIFTED, offset=(10, 0, -5)))], CONFIG)
     moved = {n: (p - before[n]).abs().median() for n, p in network.network.cross_patch.named_parameters()}

@@ -25,7 +25,7 @@ from ctsam3d.data.labels import NAMES, VALUE_OF
 from ctsam3d.data.phantoms import make_phantom
 from ctsam3d.evaluation.timing import Row, in_turn, median_row, peak_memory_mb, seconds_of, wait
 from ctsam3d.expansion import QUIET, Patch, neighbours
-from ctsam3d.model.build import PATCH_SIZE, PRESETS, SPACING_MM, build
+from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
 from ctsam3d.model.modulation import PsapLayer
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu
@@ -45,14 +45,16 @@ _MASK_FLOOR = 1e-4  # what a network's answer has where there is nothing
 
 
 def make_segmenter(preset: str, device: str, feedback: int | None = None, seed: int = 0) -> tuple[Segmenter, str]:
-    """A segmenter of `preset` and what its weights are: the packaged ones where they fit, else fresh ones.
+    """A segmenter of `preset` and what its weights are: the packaged ones that bear its name, else fresh ones.
+
+    Packaged weights bring their own network, which may be an earlier one of the preset.
 
     Args:
         feedback: passes in which S sees its own answer once more; None: as the weights ask, fresh ones for none.
     """
     info = checkpoint.load(checkpoint.packaged_path())
     weights = info.version
-    if info.network.config != PRESETS[preset]:
+    if not info.version.startswith(f"{preset}-"):
         torch.manual_seed(seed)
         info, weights = Checkpoint(build(preset), (-500.0, 800.0)), FRESH
     if feedback is not None:
