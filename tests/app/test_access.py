@@ -1,5 +1,6 @@
 """The real server with tokens: who is let in, to what, and how MONAI Label's client, Slicer and browsers sign in."""
 
+import gzip
 import json
 import os
 import re
@@ -10,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
+import nibabel as nib
+import numpy as np
 import psutil
 import pytest
 import requests
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
-from tests.app import hostile
 from tests.app.conftest import free_port, start, stop, wait_until_up
 
 from ctsam3d.labelapp.guard import OPEN
@@ -76,12 +78,16 @@ FOR_ADMINS = [
 ]
 
 
+# A small scan in HU: next sample passes over what is no CT.
+SCAN = gzip.compress(nib.Nifti1Image(np.arange(-300, 212, dtype=np.int16).reshape(8, 8, 8), np.eye(4)).to_bytes())
+
+
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     work = tmp_path_factory.mktemp("guarded")
     studies = work / "studies"
     studies.mkdir()
-    (studies / "other.nii.gz").write_bytes(hostile.GOOD)
+    (studies / "other.nii.gz").write_bytes(SCAN)
     tokens = work / "tokens"
     tokens.write_text(f"admin chief {CHIEF}\nannotator reader {READER}\n")
     tokens.chmod(0o600)
@@ -149,7 +155,7 @@ def test_monai_labels_client_and_so_slicer_works_with_the_token_in_the_address(g
     uses(lambda: client, tmp_path, "by address")
     assert client.auth_enabled() is False  # so that Slicer asks for no password
     download = requests.get(f"{client.get_server_url()}/datastore/image?image=other", timeout=60)  # as Slicer does it
-    assert download.content == hostile.GOOD
+    assert download.content == SCAN
 
 
 @pytest.mark.slow
@@ -174,7 +180,7 @@ def test_monai_labels_client_signs_in_with_the_token_as_password(guarded, tmp_pa
 def uses(client: Callable[[], MONAILabelClient], folder: Path, name: str) -> None:
     """Everything that Slicer's plugin calls."""
     scan = folder / "scan.nii.gz"
-    scan.write_bytes(hostile.GOOD)
+    scan.write_bytes(SCAN)
     assert client().info()["name"] == "CT-SAM3D"
     assert client().upload_image(str(scan), name)["image"] == name
     assert client().next_sample("first", {})["id"]
@@ -198,7 +204,7 @@ def test_a_submitted_case_is_opened_again(guarded, tmp_path):
     """Submitted, it is shown to nobody as the next one; but it can be clicked on, corrected, and submitted again."""
     case, client = "submitted", MONAILabelClient(f"{guarded.url}/token/{READER}", tmpdir=str(tmp_path), client_id="me")
     scan = tmp_path / "scan.nii.gz"
-    scan.write_bytes(hostile.GOOD)
+    scan.write_bytes(SCAN)
     client.upload_image(str(scan), case)
     files = []
     for voxel, name in (((2, 2, 2), "spleen"), ((5, 5, 5), "liver")):

@@ -247,7 +247,7 @@ def test_train_status_and_stop(slicer):
     assert options["train"] == "decoder"
     started = slicer.client.train_start("ctsam3d", {**options, "max_epochs": 1000, "samples_per_volume": 1})
     assert started["status"] in ("SUBMITTED", "PENDING", "RUNNING") and started["id"] and started["start_ts"]
-    assert slicer.client.train_status(check_if_running=True)
+    wait_for(lambda: slicer.client.train_status(check_if_running=True))  # a moment, from submitted to running
     with pytest.raises(MONAILabelClientException, match="429"):
         slicer.client.train_start("ctsam3d", options)
     wait_for(lambda: slicer.client.info()["train_stats"].get("ctsam3d", {}).get("step", 0) >= 1)
