@@ -9,6 +9,7 @@ import numpy as np
 from monailabel.datastore.local import LocalDatastore
 
 from ctsam3d.data.io import write_mask, write_volume
+from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
 from ctsam3d.volume import Volume
 
 SHAPE = (44, 40, 36)
@@ -67,3 +68,15 @@ class Team:
     def fresh(self) -> LocalDatastore:
         """As the process that trains sees it."""
         return LocalDatastore(str(self.studies))
+
+
+def write_team(work: Path) -> Path:
+    """The folder of two scans; beside it that of an app which has small phantoms to train with, one of each kind."""
+    studies, app = work / "studies", work / "app"
+    studies.mkdir()
+    for number, spec in enumerate((REPLAY[0], REFERENCE[0])):
+        names = {1: spec.structures[0]} if spec.structures else {1: "spleen", 2: "liver"}
+        write_case(app / "model" / "ctsam3d" / "phantoms" / spec.name, 100 + number, names)
+    for number in range(2):
+        write_volume(studies / f"study{number}.nii.gz", scan(number)[0])
+    return studies

@@ -18,12 +18,11 @@ import SimpleITK as sitk
 from monailabel.client import MONAILabelClient
 from monailabel.client.client import MONAILabelClientException
 from tests.app.conftest import free_port, start, stop, wait_until_up
-from tests.app.labelling import patients, scan, write_case
+from tests.app.labelling import patients, scan, write_team
 from tests.app.test_train_server import SMALL
 
 from ctsam3d.data.io import write_volume
 from ctsam3d.data.labels import NAMES
-from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
 from ctsam3d.volume import Volume
 
 pytestmark = pytest.mark.slow
@@ -135,13 +134,7 @@ class Slicer:
 def server(tmp_path_factory):
     """A server with two small scans, and few phantoms to train with."""
     work = tmp_path_factory.mktemp("slicer")
-    studies, app, port = work / "studies", work / "app", free_port()
-    studies.mkdir()
-    for number, spec in enumerate((REPLAY[0], REFERENCE[0])):
-        names = {1: spec.structures[0]} if spec.structures else {1: "spleen", 2: "liver"}
-        write_case(app / "model" / "ctsam3d" / "phantoms" / spec.name, 100 + number, names)
-    for number in range(2):
-        write_volume(studies / f"study{number}.nii.gz", scan(number)[0])
+    studies, port = write_team(work), free_port()
     process = start(studies, work, port, "--conf", "expand_seconds", "0.05", more=SMALL)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -20,14 +20,13 @@ import requests
 import torch
 from monailabel.client import MONAILabelClient
 from tests.app.conftest import ROOT, free_port, start, stop, wait_until_up
-from tests.app.labelling import INFO, patients, scan, write_case
+from tests.app.labelling import INFO, patients, scan, write_team
 
 from ctsam3d import checkpoint
 from ctsam3d.clicks import first_click, next_click
 from ctsam3d.data.io import write_mask, write_volume
 from ctsam3d.labelapp.effort import read_events
 from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures
-from ctsam3d.labelapp.retrain import REFERENCE, REPLAY
 from ctsam3d.labelapp.versions import Versions
 
 pytestmark = pytest.mark.slow
@@ -91,13 +90,7 @@ class Team:
 def team(tmp_path_factory):
     """Two scans of training patients, and few and small phantoms, which stand in the app's folder already."""
     work = tmp_path_factory.mktemp("team")
-    studies, app, port = work / "studies", work / "app", free_port()
-    studies.mkdir()
-    for number, spec in enumerate((REPLAY[0], REFERENCE[0])):
-        names = {1: spec.structures[0]} if spec.structures else {1: "spleen", 2: "liver"}
-        write_case(app / "model" / "ctsam3d" / "phantoms" / spec.name, 100 + number, names)
-    for number in range(2):
-        write_volume(studies / f"study{number}.nii.gz", scan(number)[0])
+    studies, port = write_team(work), free_port()
     process = start(studies, work, port, more=SMALL)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -1,12 +1,9 @@
 """Likeness to the prompts, with embeddings set by hand."""
 
-import dataclasses
-
 import torch
 
 from ctsam3d.model import build
 from ctsam3d.model.appearance import Appearance
-from ctsam3d.model.build import PRESETS
 
 FEATURES = (torch.randn(2, 4, 4, 4, 4), torch.randn(2, 4, 2, 2, 2))
 
@@ -51,8 +48,7 @@ def test_every_scale_and_the_prompts_reach_the_logits():
 
 
 def test_centred_features_have_no_mean_where_no_layer_adds_one():
-    config = dataclasses.replace(PRESETS["tiny"], centred=True)
-    encoder = build(config).eval().encoder
+    encoder = build("tiny").eval().encoder
     with torch.no_grad():
         features = encoder(torch.rand(1, 1, 64, 64, 64))
     for feature, skip in zip(features, encoder.skips):

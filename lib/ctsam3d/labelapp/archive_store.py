@@ -21,18 +21,18 @@ import numpy as np
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
-from monailabel.interfaces.datastore import Datastore, DefaultLabelTag
+from monailabel.interfaces.datastore import Datastore
 from pydicom import dcmread
 from pydicom.dataset import Dataset
 
 from ctsam3d.data.dicom_seg import read_dicom_seg, write_dicom_seg
 from ctsam3d.data.io import read_label_grid, read_volume, write_mask, write_volume
 from ctsam3d.data.labels import VALUE_OF
+from ctsam3d.labelapp.names import FINAL
 from ctsam3d.labelapp.store import StudyStore
 
 logger = logging.getLogger(__name__)
 
-FINAL = DefaultLabelTag.FINAL.value
 _MOST_EMPTY = 20  # structures without voxels that a label may name, to say that they were looked for
 _LIST_SECONDS = 3.0  # for which an answer of the archive counts; /info/ alone asks for several lists
 

@@ -16,8 +16,9 @@ from monailabel.interfaces.app import MONAILabelApp
 from monailabel.utils.others.generic import remove_file
 
 from ctsam3d.labelapp.access import Person
-from ctsam3d.labelapp.archive_store import FINAL, ArchiveStore
+from ctsam3d.labelapp.archive_store import ArchiveStore
 from ctsam3d.labelapp.infer import rejected
+from ctsam3d.labelapp.names import FINAL
 from ctsam3d.labelapp.requests import RequestError
 
 

@@ -73,10 +73,12 @@ class PretrainingConfig:
 
 
 class AnchorBatch(NamedTuple):
-    """Attributes:
-    image: (B, 1, D, H, W), intensities scaled to [0, 1].
-    occupancy: (B, K, N), the share of each cell that an anchor's structure fills.
-    anchor: int64 (B, K), the cell of each anchor; its structure is in it.
+    """Patches, and what their anchors ask for.
+
+    Attributes:
+        image: (B, 1, D, H, W), intensities scaled to [0, 1].
+        occupancy: (B, K, N), the share of each cell that an anchor's structure fills.
+        anchor: int64 (B, K), the cell of each anchor; its structure is in it.
     """
 
     image: Tensor
