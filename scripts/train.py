@@ -47,6 +47,8 @@ def main(argv: list[str] | None = None) -> None:
                         help="share of the rounds in which S sees its own answer once more")  # fmt: skip
     parser.add_argument("--carry", type=float, default=TrainingConfig.carry,
                         help="share of the later rounds in which V is seen as an expansion opens it")  # fmt: skip
+    parser.add_argument("--coarse", type=float, default=TrainingConfig.coarse,
+                        help="share of the steps that are graded at a quarter of the resolution")  # fmt: skip
     parser.add_argument("--contrast", type=float, default=Augmentation.contrast,
                         help="share of the pairs whose structures each get a brightness of their own")  # fmt: skip
     parser.add_argument("--lesion", type=float, default=Augmentation.lesion,

@@ -61,19 +61,25 @@ class Decoder(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
-        *skips, x = features
-        for stage, block in enumerate(self.blocks):
-            x = block(x, resize(prompts, x.shape[2:]) if self.resize_prompts else prompts)
-            if stage < len(self.blocks) - 1:
-                x = self.upscales[stage](x)
-            if skips:  # the encoder has a feature at 1/16, 1/8 and 1/4, none above
-                x = torch.cat([x, skips.pop()], dim=1)
-                if not skips and self.appearance is not None:
-                    x = x + self.appearance(features, prompts)
+        x = self.upscales[-2](self.coarse(features, prompts))  # (B, width / 2, D/2, H/2, W/2)
+        x = self._block(-1, x, prompts)
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))
         return _upscale_and_head(x, self.upscales[-1], self.head)
+
+    def coarse(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
+        """What the first four stages make of `forward`'s arguments: (B, width, D/4, H/4, W/4), a third of its cost."""
+        *skips, x = features
+        for stage in range(len(self.blocks) - 2):
+            x = self.upscales[stage](self._block(stage, x, prompts))
+            x = torch.cat([x, skips.pop()], dim=1)  # the encoder's feature at 1/16, 1/8 and 1/4
+        if self.appearance is not None:
+            x = x + self.appearance(features, prompts)
+        return self._block(-2, x, prompts)
+
+    def _block(self, stage: int, x: Tensor, prompts: Tensor) -> Tensor:
+        return self.blocks[stage](x, resize(prompts, x.shape[2:]) if self.resize_prompts else prompts)
 
 
 _MANY_CHANNELS = 16  # of the head; a CPU's cache holds fewer ones anyway

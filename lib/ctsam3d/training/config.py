@@ -55,6 +55,8 @@ class TrainingConfig:
             weights whose sessions do the same (`Checkpoint.feedback`). The paper has none.
         carry: share of the later rounds in which V is seen as an expansion opens it: with what U's mask shows of it as
             previous mask, and one click where P should put it. The paper has none.
+        coarse: share of the steps in which S is graded by its first four stages alone, at a quarter of the resolution
+            and a third of the cost, through a head that training alone has (`step.CoarseHead`). The paper has none.
         trainable: "all"; "decoder": the decoder, P, and the encoder's norm layers; "cross_patch": P alone, from true
             masks and in one round, a cheap beginning as S does not run; "segmentation": S alone, P stays as it is.
         encoder_rate: factor of the learning rate for the encoder, which needs less where it was trained before.
@@ -86,6 +88,7 @@ class TrainingConfig:
     imprecise_clicks: float = 0.0
     feedback: float = 0.0
     carry: float = 0.0
+    coarse: float = 0.0
     trainable: str = "all"
     encoder_rate: float = 1.0
     frozen_statistics: bool = False
@@ -100,7 +103,7 @@ class TrainingConfig:
         for name in ("learning_rate", "encoder_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
-        for name in ("empty_share", "imprecise_clicks", "feedback", "carry"):
+        for name in ("empty_share", "imprecise_clicks", "feedback", "carry", "coarse"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must be from 0 to 1, got {getattr(self, name)}")
         for name, known in {"schedule": SCHEDULES, "trainable": TRAINABLE}.items():

@@ -31,6 +31,7 @@ from ctsam3d.training.log import RunLog
 from ctsam3d.training.pairs import TrainingVolume, draw_pair
 from ctsam3d.training.step import (
     Batch,
+    CoarseHead,
     PairNetwork,
     RoundResult,
     TrueMaskNetwork,
@@ -170,13 +171,18 @@ class Run:
         _set_trainable(self.network, config)
         alone = config.trainable == "cross_patch"
         self._train_step = train_step_true_masks if alone else train_step
-        self.pair_network: nn.Module = (TrueMaskNetwork if alone else PairNetwork)(self.network)
+        self.coarse_head = CoarseHead(self.network.config.decoder_width).to(self.device) if config.coarse else None
+        self.pair_network: nn.Module = (
+            TrueMaskNetwork(self.network) if alone else PairNetwork(self.network, self.coarse_head)
+        )
         if processes.count() > 1:
-            # With random Fourier features, the token for "no click" is never used: round 1 has one already.
-            self.pair_network = DistributedDataParallel(
-                self.pair_network, find_unused_parameters=self.network.config.prompt == "rff"
-            )
+            # With random Fourier features, the token for "no click" is never used: round 1 has one already. A coarse
+            # step leaves out the last stages, another one the coarse head.
+            unused = self.network.config.prompt == "rff" or config.coarse > 0
+            self.pair_network = DistributedDataParallel(self.pair_network, find_unused_parameters=unused)
         groups = _parameter_groups(self.network, config)
+        if self.coarse_head:
+            groups.append({"params": list(self.coarse_head.parameters()), "rate": 1.0})
         self.optimiser = torch.optim.AdamW(groups, config.learning_rate, config.betas, weight_decay=config.weight_decay)
         self.log = RunLog(out, enabled=processes.rank() == 0)
 
@@ -217,6 +223,7 @@ class Run:
             "run": self._identity(),
             "network": self.network.state_dict(),
             "optimiser": self.optimiser.state_dict(),
+            "coarse_head": self.coarse_head.state_dict() if self.coarse_head else {},
         }
         with atomic_path(self.out / f"state-{self.step:09d}.pt") as temporary:
             torch.save(state, temporary)
@@ -243,6 +250,8 @@ class Run:
                 )
             self.network.load_state_dict(state["network"])
             self.optimiser.load_state_dict(state["optimiser"])
+            if self.coarse_head:
+                self.coarse_head.load_state_dict(state["coarse_head"])
             self.step = state["step"]
             log.info("resuming %s at step %d of %d", self.out, self.step, self.steps)
         if len(set(steps := processes.gather(self.step))) > 1:

@@ -19,6 +19,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ctsam3d.clicks import first_click, next_clicks
 from ctsam3d.losses import dice_loss, focal_loss, mask_loss
 from ctsam3d.model.cross_patch import in_neighbours_frame
+from ctsam3d.model.layers import resize
 from ctsam3d.model.prompts import click_map, previous_map
 from ctsam3d.model.sam3d import SAM3D
 from ctsam3d.resample import scale_hu
@@ -96,12 +97,38 @@ def heatmap_target(target: np.ndarray) -> Tensor:
     return click_map([tuple(int(v) for v in place)], target.shape)
 
 
-class PairNetwork(nn.Module):
-    """S and P as one forward pass, as DistributedDataParallel needs it."""
+class CoarseHead(nn.Module):
+    """Logits from the first four stages of the decoder, for training alone.
 
-    def __init__(self, network: SAM3D):
+    Args:
+        channels: of `Decoder.coarse`.
+    """
+
+    def __init__(self, channels: int):
         super().__init__()
-        self.network = network
+        self.out = nn.Conv3d(channels, 1, 1)
+
+    def forward(self, x: Tensor, size: Sequence[int]) -> Tensor:
+        """x (B, C, D/4, H/4, W/4) to logits (B, 1, D, H, W) = (B, 1, *size), interpolated."""
+        return resize(self.out(x), size)
+
+
+class PairNetwork(nn.Module):
+    """S and P as one forward pass, as DistributedDataParallel needs it.
+
+    Args:
+        coarse_head: where some steps are coarse (`TrainingConfig.coarse`).
+    """
+
+    def __init__(self, network: SAM3D, coarse_head: CoarseHead | None = None):
+        super().__init__()
+        self.network, self.coarse_head = network, coarse_head
+
+    def segment(self, image: Tensor, prompts: Tensor, coarse: bool) -> Tensor:
+        """S's logits (n, 1, D, H, W), or the coarse head's."""
+        if not coarse:
+            return self.network(image, prompts)
+        return self.coarse_head(self.network.decoder.coarse(self.network.encode(image), prompts), prompts.shape[2:])
 
     def forward(
         self,
@@ -111,6 +138,7 @@ class PairNetwork(nn.Module):
         source: Tensor,
         neighbour: Tensor,
         offset: Tensor,
+        coarse: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """S on the patches `segmented`, then P from their masks, which carry no gradient.
 
@@ -120,11 +148,12 @@ class PairNetwork(nn.Module):
             segmented: (n,), indices of patches.
             source, neighbour: (m,), indices of patches; every source is segmented.
             offset: int (m, 3), from the source's first voxel to the neighbour's.
+            coarse: see `segment`.
 
         Returns:
             Logits (n, 1, D, H, W) and heatmaps (m, 1, D, H, W).
         """
-        logits = self.network(_memory(image[segmented]), prompts)
+        logits = self.segment(_memory(image[segmented]), prompts, coarse)
         if len(source) == 0:  # P does not learn
             return logits, logits.new_zeros(0, *logits.shape[1:])
         masks = torch.zeros_like(image)
@@ -160,6 +189,8 @@ class Rounds:
         if config.trainable == "segmentation":  # nothing for P to learn from
             self.source, self.neighbour = self.source[:0], self.neighbour[:0]
         self.rngs = [np.random.default_rng([*seed, 2]) for seed in batch.seed[filled].tolist()]
+        seed, step = batch.seed[0, :2].tolist()  # of all processes, so that they take equally long
+        self.coarse = np.random.default_rng([seed, step, 5]).random() < config.coarse
         self.feedback, self.carry = (np.random.default_rng([*batch.seed[0].tolist(), n]) for n in (3, 4))
         first_v = int(filled[:pairs].sum())  # U's are all segmented, and come first
         self.pairs = [(int(v) - pairs, first_v + n) for n, v in enumerate(both)]  # number of a pair, place of its V
@@ -176,15 +207,17 @@ class Rounds:
         """`prompts`, or in a share of the rounds the same clicks with S's own answer to them as previous mask."""
         if self.feedback.random() >= self.config.feedback:
             return prompts
-        alone = getattr(network, "module", network).network  # S needs no other process here
+        alone = getattr(network, "module", network)  # S needs no other process here
         with torch.no_grad(), self._mixed_precision():
-            logits = alone(_memory(self.image[self.segmented]), prompts)
+            logits = alone.segment(_memory(self.image[self.segmented]), prompts, self.coarse)
         return _memory(torch.cat([prompts[:, :2], previous_map(torch.sigmoid(logits.float()))], dim=1))
 
     def forward(self, network: nn.Module, prompts: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """The network (a `PairNetwork`) on this batch: logits (n, 1, D, H, W) and the losses by name."""
         with self._mixed_precision():
-            logits, heatmaps = network(self.image, prompts, self.segmented, self.source, self.neighbour, self.offset)
+            logits, heatmaps = network(
+                self.image, prompts, self.segmented, self.source, self.neighbour, self.offset, self.coarse
+            )
         logits, target = logits.float(), self.target[self.segmented].float()
         losses = {"focal": focal_loss(logits, target).mean(), "dice": dice_loss(logits, target).mean()}
         return logits, {**losses, "heatmap": self._heatmap_loss(heatmaps)}
