@@ -73,9 +73,7 @@ def main(argv: list[str] | None = None) -> None:
     names = {field.name for field in dataclasses.fields(TrainingConfig)}
     try:
         augmentation = Augmentation(contrast=arguments.contrast, lesion=arguments.lesion)
-        config = TrainingConfig(
-            **{k: v for k, v in vars(arguments).items() if k in names}, augmentation=augmentation
-        )
+        config = TrainingConfig(**{k: v for k, v in vars(arguments).items() if k in names}, augmentation=augmentation)
         groups = load_groups(arguments.data, VolumeCache(arguments.cache or arguments.out / "volumes"))
         with process_group(arguments.device) as device:
             path = train(

@@ -156,7 +156,7 @@ def test_the_optimiser_is_that_of_the_configuration(tmp_path, sources, monkeypat
     run.optimiser.register_step_pre_hook(lambda own, *_: rates.append({group["lr"] for group in own.param_groups}))
     run.learn(next(iter(run.loader(0))))
     assert {(g["betas"], g["weight_decay"]) for g in run.optimiser.param_groups} == {((0.8, 0.99), 0.03)}
-    assert rates == [{config.learning_rate_at(1 / run.steps)}] * config.rounds
+    assert rates == [{config.learning_rate_at(0.5 / run.steps)}] * config.rounds
 
 
 def test_an_empty_source_is_refused(sources):
@@ -264,11 +264,26 @@ def test_s_alone_leaves_p_as_it_is_and_its_encoder_learns_by_a_rate_of_its_own(t
     results = run.learn(next(iter(run.loader(0))))
     assert all(result.heatmap == 0 for result in results)
     rates = [group["lr"] for group in run.optimiser.param_groups]
-    assert rates == [0.5 * config.learning_rate_at(0.5), config.learning_rate_at(0.5)]
+    assert rates == [0.5 * config.learning_rate_at(0.25), config.learning_rate_at(0.25)]
     after = run.network.state_dict()
     changed = {name.split(".")[0] for name in after if not torch.equal(after[name], before[name])}
     assert changed == {"encoder", "decoder"}
 
+
+def test_the_coarse_head_resumes_and_stays_out_of_the_weights(tmp_path, sources):
+    config = dataclasses.replace(QUICK, trainable="segmentation", coarse=1.0, samples_per_volume=2)
+    run = Run(sources, config, tmp_path)
+    fresh = run.coarse_head.out.weight.detach().clone()
+    last = {name: value.clone() for name, value in run.network.decoder.head.state_dict().items()}
+    run.learn(next(iter(run.loader(0))))
+    run.save()
+    again = Run(sources, config, tmp_path)
+    again.resume()
+    assert torch.equal(again.coarse_head.out.weight, run.coarse_head.out.weight)
+    assert not torch.equal(again.coarse_head.out.weight, fresh)
+    assert same(last, again.network.decoder.head.state_dict())
+    assert set(weights(tmp_path / "model.safetensors")) == set(build("tiny").state_dict())
+    run.log.close(), again.log.close()
 
 
 @pytest.mark.slow

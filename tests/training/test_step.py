@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from tests.training.boxes import STILL
+from torch.nn import functional as F
 
 from ctsam3d.losses import dice_loss, focal_loss
 from ctsam3d.model import build
@@ -14,6 +15,7 @@ from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import _parameter_groups
 from ctsam3d.training.pairs import Pair
 from ctsam3d.training.step import (
+    CoarseHead,
     PairNetwork,
     Rounds,
     TrueMaskNetwork,
@@ -242,6 +244,37 @@ def test_a_v_that_is_carried_over_is_seen_as_an_expansion_opens_it(network, deco
     decoded.clear()
     train_step(network, optimiser(network), [own], dataclasses.replace(config, carry=0.0))
     assert torch.allclose(decoded[1][0][2, 2], previous_map(decoded[0][1][2, 0]), atol=1e-6)
+
+
+def test_a_coarse_step_is_graded_at_a_quarter(network, decoded):
+    """What the decoder's first four stages say, 16 cells a side, spread over the patch; its last ones rest."""
+    own = PairNetwork(network.network, CoarseHead(32)).train()
+    config = dataclasses.replace(CONFIG, coarse=1.0, feedback=1.0, trainable="segmentation")
+    rounds = Rounds(batch(pair(CUBE, SHIFTED)), config, "cpu")
+    prompts = rounds.feed_back(own, rounds.prompts())  # what the coarse head itself says
+    logits, losses = rounds.forward(own, prompts)
+    (losses["focal"] + losses["dice"]).backward()
+    assert decoded == [] and prompts[:, 2].any()
+    cells = own.coarse_head.out(own.network.decoder.coarse(own.network.encode(rounds.image[rounds.segmented]), prompts))
+    assert cells.shape == (2, 1, 16, 16, 16)
+    assert torch.allclose(logits, F.interpolate(cells, scale_factor=4, mode="trilinear"), atol=1e-4)
+    decoder = own.network.decoder
+    resting = [decoder.blocks[-1], *decoder.upscales[-2:], decoder.head]
+    assert all(p.grad is None for part in resting for p in part.parameters())
+    assert own.coarse_head.out.weight.grad.abs().sum() > 0
+
+
+def test_which_steps_are_coarse_is_drawn_from_seed_and_step():
+    config = dataclasses.replace(CONFIG, coarse=0.7)
+    drawn = [Rounds(_at(step, number), config, "cpu").coarse for step in range(60) for number in (0, 3)]
+    assert drawn[::2] == drawn[1::2]  # the same in every process
+    assert 30 <= sum(drawn[::2]) <= 54  # 42 in the mean
+    assert not any(Rounds(_at(step, 0), CONFIG, "cpu").coarse for step in range(5))
+
+
+def _at(step, number):
+    small = pair(*(mask[16:48, 16:48, 16:48] for mask in (CUBE, SHIFTED)))
+    return collate([small], CONFIG.hu_window, [(7, step, number)])
 
 
 def test_accumulated_batches_give_the_mean_gradient(network):

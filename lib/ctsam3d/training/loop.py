@@ -202,7 +202,7 @@ class Run:
 
     def learn(self, batches: Sequence[Batch]) -> list[RoundResult]:
         """One step: the learning rate of this step, its click rounds, a line in the log."""
-        rate = self.config.learning_rate_at((self.step + 1) / self.steps)
+        rate = self.config.learning_rate_at((self.step + 0.5) / self.steps)  # its middle, so that no step has rate 0
         for group in self.optimiser.param_groups:
             group["lr"] = rate * group["rate"]
         results = self._train_step(self.pair_network, self.optimiser, batches, self.config, self.device)
