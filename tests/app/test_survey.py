@@ -21,8 +21,7 @@ class Watched(ScanPool):
     def look(self) -> int:
         """Patches that were encoded until all was done."""
         before = self.eyes.encoded
-        self.survey.start(self.store)
-        self.survey.wait()
+        super().look()
         return self.eyes.encoded - before
 
 
