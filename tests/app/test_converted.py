@@ -94,7 +94,8 @@ def converted(tmp_path):
         table.write("".join(f"{name};50;m;{part}\n" for name, part in zip(TO_LABEL, ("train", "train", "val", "test"))))
     assert convert_totalseg(source, tmp_path / "studies").refused == ()
     pool = ScanPool(tmp_path, 0)
-    pool.engine.segmenter = lambda eyes=Eyes(): eyes
+    eyes = Eyes()
+    pool.engine.segmenter = lambda: eyes
     return pool
 
 
