@@ -79,8 +79,9 @@ def _make_pool(studies: Path, active: Path, count: int, rng: np.random.Generator
         known = {"image": path.stem, "signature": file_signature(path), "content": content, "problem": ""}
         lines += [known, {"content": content, "version": version, **dataclasses.asdict(found)}]
     append_json(active / "survey.jsonl", lines)
-    cost = [{"clicks": 1 + n % 6, "quality": float(rng.random()), "dsc": float(rng.random())} for n in range(_SESSIONS)]
-    append_json(active / "effort.jsonl", [{"event": "saved", "image": "scan", "time": 0, "structures": [c]} for c in cost])
+    costs = ({"clicks": int(rng.integers(1, 7)), "quality": rng.random(), "dsc": rng.random()} for _ in range(_SESSIONS))
+    saves = [{"event": "saved", "image": "scan", "time": 0, "structures": [cost]} for cost in costs]
+    append_json(active / "effort.jsonl", saves)
 
 
 def _cpu_seconds(process: psutil.Process) -> float:
