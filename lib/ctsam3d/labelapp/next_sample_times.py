@@ -79,7 +79,7 @@ def _make_pool(studies: Path, active: Path, count: int, rng: np.random.Generator
         known = {"image": path.stem, "signature": file_signature(path), "content": content, "problem": ""}
         lines += [known, {"content": content, "version": version, **dataclasses.asdict(found)}]
     append_json(active / "survey.jsonl", lines)
-    costs = ({"clicks": int(rng.integers(1, 7)), "quality": rng.random(), "dsc": rng.random()} for _ in range(_SESSIONS))
+    costs = [{"clicks": 1 + n % 6, "quality": rng.random(), "dsc": rng.random()} for n in range(_SESSIONS)]
     saves = [{"event": "saved", "image": "scan", "time": 0, "structures": [cost]} for cost in costs]
     append_json(active / "effort.jsonl", saves)
 
