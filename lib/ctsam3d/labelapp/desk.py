@@ -194,8 +194,8 @@ class Desk:
 
     def _put_down(self, datastore: Datastore, asked: Asked) -> None:
         """What the client had: submitted, or else skipped. Of the others', what was submitted another way."""
-        unlabelled = set(datastore.get_unlabeled_images())
         with self.leases.changing() as table:
+            unlabelled = set(datastore.get_unlabeled_images())  # not before: a scan may come, and be leased, meanwhile
             table.give_back([image for image in table.held if image not in unlabelled])
             for image in table.of(asked.client):
                 table.skip(image, asked.client)
