@@ -83,6 +83,13 @@ def test_a_strategy_that_takes_scores_starts_it_and_does_not_wait(pool):
     pool.survey.wait()
     reply = pool.ask("disagreement", "two")
     assert reply["reason"].startswith("predictions disagree by")
+    begun = []
+    pool.survey.start = begun.append
+    pool.ask("disagreement", "three")
+    assert begun == []  # it looked a moment ago
+    pool.desk._surveyed -= 5
+    pool.ask("disagreement", "three")
+    assert begun == [pool.store]
     pool.desk.close()
     pool.eyes.info.version = "eyes-2"
     assert pool.look() == 0  # closed

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,6 +31,7 @@ from ctsam3d.labelapp.survey import Survey
 logger = logging.getLogger(__name__)
 
 MAX_K = 100
+_SURVEY_SECONDS = 5.0  # a look through a large pool for what is new takes a core from the requests
 _ATTEMPTS = 50  # scans that turn out to be unusable, in one request
 _SHOWN = 20  # scans passed over that a reply names
 
@@ -117,10 +120,12 @@ class Desk:
 
     Args:
         leases, survey, effort: of the same datastore.
+        clock: seconds.
     """
 
-    def __init__(self, leases: Leases, survey: Survey, effort: EffortLog):
-        self.leases, self.survey, self.effort = leases, survey, effort
+    def __init__(self, leases: Leases, survey: Survey, effort: EffortLog, clock: Callable[[], float] = time.monotonic):
+        self.leases, self.survey, self.effort, self._clock = leases, survey, effort, clock
+        self._surveyed = -math.inf
         self._fitted = Effort()
 
     def hand_out(self, asked: Asked, choose: Choose, datastore: Datastore, scored: bool = False) -> dict:
@@ -135,7 +140,8 @@ class Desk:
             ``leased`` (number of scans that others have), ``lease_until``; and ``id`` and ``reason`` of the first
             sample, where there is one; else ``reason`` says why there is none.
         """
-        if scored:
+        if scored and self._clock() >= self._surveyed + _SURVEY_SECONDS:
+            self._surveyed = self._clock()
             self.survey.start(datastore)
         rng = np.random.default_rng(asked.seed)
         view, samples = _View(self, datastore, asked), []
