@@ -156,7 +156,8 @@ def body_voxels(volume: Volume, grid: ModelGrid) -> np.ndarray:
         steps, coarse = [1, 1, 1], volume.array_ijk
     places = np.argwhere(coarse > BODY_HU)
     starts = [step // 2 if step > 1 else 0 for step in steps]
-    return np.array([grid.voxel_zyx(place * steps + starts) for place in places], int).reshape(-1, 3)
+    found = (places * steps + starts) @ grid.zyx_from_ijk[:3, :3].T + grid.zyx_from_ijk[:3, 3]
+    return np.floor(found + 0.5).astype(int).clip(0, np.array(grid.shape_zyx) - 1)  # as `ModelGrid.voxel_zyx`
 
 
 def _embedding(looker: _Looker, places_zyx: np.ndarray, prototypes: Mapping[str, np.ndarray], rng):
