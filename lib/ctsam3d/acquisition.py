@@ -19,7 +19,7 @@ from ctsam3d.metrics import dice
 TARGET_DSC = 0.9
 BORDER_VOXELS = 2  # on either side of a predicted mask that count as its border
 MAX_CLUSTERS = 20
-MAX_COMPARED = 1000  # scans that each is compared with: of a larger pool, evenly spaced ones
+MAX_COMPARED = 500  # scans that each is compared with: of a larger pool, evenly spaced ones
 _CHUNK = 500  # scans whose distances are in memory at once
 NEIGHBOURS = 20  # that say how typical a scan is
 BATCHES = 200
