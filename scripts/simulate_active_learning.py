@@ -49,6 +49,7 @@ def main(argv: list[str] | None = None) -> None:
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--learning-rate", type=float, default=1e-4)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--processes", type=int, default=1, help="runs that are played at once, on a core each")
     a = parser.parse_args(argv)
     if (a.pool is None) != (a.test is None):
         parser.error("--pool and --test must be given together")
@@ -60,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
         options = Options(a.epochs, a.learning_rate, 2, a.samples, "decoder", 0, a.device)
         plan = Plan(a.structures, a.strategies, a.seeds, a.rounds, a.k, options, users=a.users)
         simulation = Simulation(a.out, pool, test, a.weights, plan)
-        for played in simulation.run():  # a report after every run: there is one however far it gets
+        for played in simulation.run(a.processes):  # a report after every run: there is one however far it gets
             report = write_report(a.out, played, command)
     except ValueError as error:
         parser.exit(2, f"error: {error}\n")

@@ -80,9 +80,20 @@ def test_coldstart_shares_picks_in_proportion(monkeypatch):
 
 
 def test_more_scans_than_can_be_compared_are_clustered_all_the_same(monkeypatch):
-    monkeypatch.setattr(acquisition, "MAX_CLUSTERED", 12)
+    monkeypatch.setattr(acquisition, "MAX_COMPARED", 12)
     chosen = indices(acquisition.coldstart(pool(), NONE, 2))
     assert (chosen[0] < 20) and (chosen[1] >= 20)
+
+
+def test_large_pools_take_time_in_proportion(monkeypatch):
+    compared = []
+    cdist = acquisition.cdist
+    monkeypatch.setattr(acquisition, "MAX_COMPARED", 40)
+    monkeypatch.setattr(acquisition, "cdist", lambda a, b: compared.append(len(a) * len(b)) or cdist(a, b))
+    points = rng(2).normal(size=(4000, 3))
+    assert len(acquisition.coldstart(points, points[:2], 1)) == 1
+    assert len(acquisition.diverse_uncertain(rng(3).random(4000), points, points[:2], 3, rng(4))) == 3
+    assert sum(compared) <= 4002 * (40 + 40 + 2 + 1 + 2) + acquisition.BATCHES * 3 * 3
 
 
 # ---- uncertainty ---------------------------------------------------------------------------------------------------

@@ -19,7 +19,8 @@ from ctsam3d.metrics import dice
 TARGET_DSC = 0.9
 BORDER_VOXELS = 2  # on either side of a predicted mask that count as its border
 MAX_CLUSTERS = 20
-MAX_CLUSTERED = 3000  # scans; the distances of all pairs are held in memory
+MAX_COMPARED = 500  # scans that each is compared with: of a larger pool, evenly spaced ones
+_CHUNK = 500  # scans whose distances are in memory at once
 NEIGHBOURS = 20  # that say how typical a scan is
 BATCHES = 200
 LABELS_PER_BETA = 10.0
@@ -106,14 +107,21 @@ def coldstart(embeddings: np.ndarray, taken: np.ndarray, k: int) -> list[Pick]:
 
 
 def typicality(embeddings: np.ndarray) -> np.ndarray:
-    """(N,) how close each embedding is to its nearest `NEIGHBOURS`: one over the mean distance, infinite for copies."""
-    count = min(NEIGHBOURS, len(embeddings) - 1)
+    """(N,) how close each embedding is to its nearest `NEIGHBOURS` of `MAX_COMPARED`: one over the mean distance.
+
+    Infinite for copies.
+    """
+    some = _evenly(len(embeddings))
+    count = min(NEIGHBOURS, len(some) - 1)
     if count < 1:
         return np.ones(len(embeddings))
+    place = np.full(len(embeddings), -1)  # of each among those that all are compared with
+    place[some] = np.arange(len(some))
     means = np.empty(len(embeddings))
-    for start in range(0, len(embeddings), 500):  # to spare memory
-        apart = np.sort(cdist(embeddings[start : start + 500], embeddings), axis=1)
-        means[start : start + 500] = apart[:, 1 : count + 1].mean(axis=1)
+    for start in range(0, len(embeddings), _CHUNK):
+        apart, own = cdist(embeddings[start : start + _CHUNK], embeddings[some]), place[start : start + _CHUNK]
+        apart[np.flatnonzero(own >= 0), own[own >= 0]] = np.inf  # nobody is a neighbour of itself
+        means[start : start + _CHUNK] = np.partition(apart, count - 1, axis=1)[:, :count].mean(axis=1)
     return np.divide(1.0, means, out=np.full(len(means), np.inf), where=means > 0)
 
 
@@ -121,11 +129,27 @@ def _clusters(points: np.ndarray, count: int) -> np.ndarray:
     """(N,) number of the cluster of each point; far more points than can be compared go where the nearest one is."""
     if len(points) < 2 or count < 2:
         return np.zeros(len(points), int)
-    some = np.linspace(0, len(points) - 1, min(len(points), MAX_CLUSTERED)).round().astype(int)
+    some = _evenly(len(points))
     found = fcluster(linkage(points[some], "ward"), count, "maxclust") - 1
     if len(some) == len(points):
         return found
-    return np.concatenate([found[cdist(part, points[some]).argmin(axis=1)] for part in np.array_split(points, 50)])
+    return np.concatenate([found[cdist(part, points[some]).argmin(axis=1)] for part in _chunks(points)])
+
+
+def _evenly(count: int) -> np.ndarray:
+    """Positions of the scans of a pool that all others are compared with."""
+    return np.linspace(0, count - 1, min(count, MAX_COMPARED)).round().astype(int)
+
+
+def _chunks(points: np.ndarray) -> list[np.ndarray]:
+    return [points[start : start + _CHUNK] for start in range(0, len(points), _CHUNK)]
+
+
+def _nearest(embeddings: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """(N,) distance to the nearest of the others; infinite where there is none."""
+    if not len(others) or not len(embeddings):
+        return np.full(len(embeddings), np.inf)
+    return np.concatenate([cdist(part, others).min(axis=1) for part in _chunks(embeddings)])
 
 
 def _equal(embeddings: np.ndarray, others: np.ndarray, points: np.ndarray | None = None) -> np.ndarray:
@@ -133,7 +157,7 @@ def _equal(embeddings: np.ndarray, others: np.ndarray, points: np.ndarray | None
     if not len(others):
         return np.zeros(len(embeddings), bool)
     spread = float(np.std(embeddings if points is None else points, axis=0).max())
-    return (cdist(embeddings, others) <= SAME * max(spread, 1e-12)).any(axis=1)
+    return _nearest(embeddings, others) <= SAME * max(spread, 1e-12)
 
 
 # ---- uncertainty ---------------------------------------------------------------------------------------------------
@@ -215,14 +239,14 @@ class Effort:
     rate: float = PRIOR_RATE
     sessions: int = 0
 
-    def dsc(self, quality: float) -> float:
-        """DSC that is to be expected after the first click."""
-        return float(np.clip(self.intercept + self.slope * quality, 0.0, 1.0))
+    def dsc(self, quality: np.ndarray | float) -> np.ndarray:
+        """DSC that is to be expected after the first click, of one or more predicted qualities."""
+        return np.clip(self.intercept + self.slope * np.asarray(quality, float), 0.0, 1.0)
 
-    def clicks(self, quality: float, target: float = TARGET_DSC) -> float:
+    def clicks(self, quality: np.ndarray | float, target: float = TARGET_DSC) -> np.ndarray:
         """Clicks that it takes until DSC is `target`, the first one included."""
-        error, goal = 1 - self.dsc(quality), 1 - target
-        return 1.0 if error <= goal else 1 + float(np.log(goal / error) / np.log(self.rate))
+        goal = 1 - target
+        return 1 + np.log(goal / np.maximum(1 - self.dsc(quality), goal)) / np.log(self.rate)
 
 
 def fit_effort(quality: Sequence[float], dsc: Sequence[float], clicks: Sequence[int]) -> Effort:
@@ -245,12 +269,11 @@ def fit_effort(quality: Sequence[float], dsc: Sequence[float], clicks: Sequence[
     a = np.stack([x, np.ones_like(x)], axis=1) * weights[:, None]
     slope, intercept = np.linalg.lstsq(a, y * weights, rcond=None)[0]
     line = Effort(float(slope), float(intercept))
-    rates = []
-    for q, number in zip(quality, clicks):
-        error = 1 - line.dsc(q) if np.isfinite(q) else 0.0
-        if number > 1 and error > 1 - TARGET_DSC:  # saved once it was good: the error had come down to the target's
-            rates.append(((1 - TARGET_DSC) / error) ** (1 / (number - 1)))
-    log_rate = (np.sum(np.log(rates)) + PRIOR_SESSIONS * np.log(PRIOR_RATE)) / (len(rates) + PRIOR_SESSIONS)
+    error = 1 - line.dsc(np.where(np.isfinite(quality), quality, 1.0))
+    # Saved once it was good: the error had come down to the target's.
+    told = np.isfinite(quality) & (clicks > 1) & (error > 1 - TARGET_DSC)
+    log_rates = np.log((1 - TARGET_DSC) / error[told]) / (clicks[told] - 1)
+    log_rate = (log_rates.sum() + PRIOR_SESSIONS * np.log(PRIOR_RATE)) / (len(log_rates) + PRIOR_SESSIONS)
     return Effort(line.slope, line.intercept, float(np.clip(np.exp(log_rate), 0.05, 0.98)), len(quality))
 
 
@@ -260,8 +283,7 @@ def click_effort(quality: np.ndarray, effort: Effort, k: int) -> list[Pick]:
     Args:
         quality: (N,) predicted, of each scan.
     """
-    lacking = np.array([1 - effort.dsc(q) for q in quality])
-    clicks = np.array([effort.clicks(q) for q in quality])
+    lacking, clicks = 1 - effort.dsc(quality), effort.clicks(quality)
     gain = lacking / clicks
     return [
         Pick(int(index), f"DSC {1 - lacking[index]:.2f} expected after a click, and {clicks[index]:.1f} clicks to "
@@ -284,8 +306,8 @@ def diverse_uncertain(
     """The best of many random batches of `k` scans: uncertain, and far from each other and from what is taken.
 
     A batch's score is the mean rank of its uncertainty, 0 to 1, plus the mean distance of its scans to the nearest
-    other one of the batch or of the taken, over the largest distance of any two. Scoring batches rather than scans
-    needs no weight for redundancy, and costs the same for any k.
+    other one of the batch or of the taken, over about the largest distance of any two. Scoring batches rather than
+    scans needs no weight for redundancy, and costs the same for any k.
 
     Args:
         scores: (N,) uncertainty; embeddings: (N, D); taken: (M, D), M may be 0.
@@ -297,15 +319,21 @@ def diverse_uncertain(
         return []
     drawn = np.stack([rng.permutation(count)[:k] for _ in range(batches)])  # (batches, k)
     ranks = np.asarray(scores, float).argsort(kind="stable").argsort(kind="stable") / max(1, count - 1)
-    apart = cdist(embeddings, embeddings)
-    far = np.full(count, np.inf) if not len(taken) else cdist(embeddings, taken).min(axis=1)
-    largest = max(apart.max(), far[np.isfinite(far)].max(initial=0.0), 1e-12)
+    embeddings, far = np.asarray(embeddings, float), _nearest(embeddings, taken)
+    largest = max(_extent(np.concatenate([embeddings, taken]) if len(taken) else embeddings), 1e-12)
     totals = np.empty(batches)
     for number, batch in enumerate(drawn):
-        inner = apart[np.ix_(batch, batch)] + np.diag(np.full(k, np.inf))
+        inner = cdist(embeddings[batch], embeddings[batch])
+        np.fill_diagonal(inner, np.inf)
         nearest = np.minimum(inner.min(axis=1), far[batch])
         nearest = np.where(np.isfinite(nearest), nearest, largest) / largest
         totals[number] = ranks[batch].mean() + nearest.mean()
     best = drawn[totals.argmax()]
     words = f"of the best of {batches} random batches of {k}: uncertain, and unlike the others and what is labelled"
     return [Pick(int(index), words) for index in best]
+
+
+def _extent(points: np.ndarray) -> float:
+    """About the largest distance of any two points, at least half of it: from the farthest one of their mean."""
+    end = points[np.linalg.norm(points - points.mean(axis=0), axis=1).argmax()]
+    return float(np.linalg.norm(points - end, axis=1).max())

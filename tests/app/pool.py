@@ -33,7 +33,7 @@ class ScanPool:
     def __init__(self, folder: Path, count: int):
         self.folder, self.clock = folder, Clock()
         self.studies = folder / "studies"
-        self.studies.mkdir()
+        self.studies.mkdir(exist_ok=True)  # it may hold studies of another making
         self.images = [f"s{n}" for n in range(count)]
         for number, name in enumerate(self.images):
             write_volume(self.studies / f"{name}.nii.gz", scan(number)[0])
@@ -48,6 +48,11 @@ class ScanPool:
         leases = Leases(self.folder / "active", 60.0, self.clock)
         self.desk = Desk(leases, self.survey, EffortLog(self.folder / "active" / "effort.jsonl", self.clock))
         self.strategies = strategies(self.desk)
+
+    def look(self) -> None:
+        """What the background does: looks at all that is new, until that is done."""
+        Survey.start(self.survey, self.store)
+        self.survey.wait()
 
     def ask(self, strategy: str, client: str = "one", **more) -> dict:
         return self.strategies[strategy]({"strategy": strategy, "client": client, **more}, self.store)

@@ -10,12 +10,17 @@ from monailabel.client import MONAILabelClient
 from monailabel.datastore.local import LocalDatastore
 from monailabel.tasks.activelearning.first import First
 from tests.app.conftest import free_port, start, stop, wait_until_up
+from tests.app.labelling import scan
+from tests.app.pool import ScanPool
+from tests.data.miniatures import totalseg
+from tests.eyes import Eyes
 
 from ctsam3d.data.convert.totalseg import convert_totalseg
-from ctsam3d.data.io import read_case
+from ctsam3d.data.io import read_case, write_volume
 from ctsam3d.data.labels import NAMES, our_name
 from ctsam3d.data.phantoms import make_phantom, write_phantom_case
 from ctsam3d.labelapp.datalist import labelled_studies
+from ctsam3d.labelapp.strategy import strategies
 
 WITHOUT_COUNTERPART = {"prostate", "spinal_cord", "costal_cartilages"}  # of the 61 of ts_example, in v2's names
 
@@ -61,6 +66,62 @@ def holds_what_was_downloaded(converted, original):
         parts = [original.mask(theirs) for theirs in original.names if our_name(theirs) == name]
         assert len(parts) == 1 + (name == "sacrum")
         assert np.array_equal(converted.mask(name), np.any(parts, axis=0)), name
+
+
+# ---- every strategy on it ------------------------------------------------------------------------------------------
+
+TO_LABEL = ("s0100", "s0101", "s0102", "s0103")
+WANTED = ["spleen", "liver"]
+SCORED = {
+    "coldstart": "the most typical scan of a group",
+    "disagreement": "predictions disagree by",
+    "click_effort": "expected after a click",
+    "diverse_uncertain": "of the best of",
+}  # and what each says of its choice
+
+
+@pytest.fixture
+def converted(tmp_path):
+    """A miniature of TotalSegmentator's download, converted: a case to learn from, two held out, four without labels.
+
+    With a desk whose model is a stand-in.
+    """
+    source = tmp_path / "download"
+    totalseg(source)
+    for number, name in enumerate(TO_LABEL):
+        write_volume(source / name / "ct.nii.gz", scan(number)[0])
+    with open(source / "meta.csv", "a", encoding="utf-8") as table:
+        table.write("".join(f"{name};50;m;{part}\n" for name, part in zip(TO_LABEL, ("train", "train", "val", "test"))))
+    assert convert_totalseg(source, tmp_path / "studies").refused == ()
+    pool = ScanPool(tmp_path, 0)
+    eyes = Eyes()
+    pool.engine.segmenter = lambda: eyes
+    return pool
+
+
+def test_every_strategy_chooses_among_what_is_to_be_labelled(converted):
+    assert converted.store.get_labeled_images() == ["s0000", "s0001", "s0002"]
+    free = set(TO_LABEL[:-1])  # the last one is for testing
+    names = list(strategies(converted.desk))
+    assert set(SCORED) < set(names) and len(names) == 7
+    for strategy in names:  # before anything is scored
+        reply = converted.ask(strategy, structures=WANTED, k=9, seed=1)
+        assert {sample["id"] for sample in reply["samples"]} == free, strategy
+        assert reply["passed_over"] == {TO_LABEL[-1]: "is held out for testing"}
+        converted.desk.leases.path.unlink()
+    converted.look()
+    version, found = converted.survey.scores(TO_LABEL)
+    assert version == "eyes-1" and set(found) >= free
+    assert all(set(WANTED[:1]) < set(found[image].quality) for image in free)  # the converted spleen is known again
+    for strategy in names:
+        chosen = []
+        for client in ("one", "two", "three"):
+            reply = converted.ask(strategy, client, structures=WANTED, seed=2)
+            assert SCORED.get(strategy, "") in reply["reason"], (strategy, reply["reason"])
+            chosen.append(reply["id"])
+        assert set(chosen) == free, strategy  # nobody gets what another one has
+        assert "id" not in converted.ask(strategy, "four", structures=WANTED)
+        converted.desk.leases.path.unlink()
 
 
 @pytest.mark.slow

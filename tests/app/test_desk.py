@@ -7,6 +7,7 @@ import pytest
 from tests.app.labelling import INFO, scan
 from tests.app.pool import AFFINE, ScanPool
 
+from ctsam3d.data.files import append_json
 from ctsam3d.data.io import write_volume
 from ctsam3d.labelapp.desk import Asked, active_folder, parse_asked
 from ctsam3d.labelapp.strategy import DEFAULT
@@ -55,6 +56,18 @@ def test_submitted_expired_and_after_a_restart(pool):
     assert set(pool.desk.leases.now().held) == {"s0", "s2"}
     pool.clock.now += 61
     assert pool.ids("first", "four", k=9) == ["s0", "s2", "s3", "s4", "s5"]
+
+
+def test_what_another_one_submits_meanwhile_is_not_handed_out(pool):
+    put_down = pool.desk._put_down
+
+    def slow(datastore, asked):  # between a look at the datastore and the lease
+        put_down(datastore, asked)
+        pool.label("s0")
+        pool.desk.submitted(pool.store, (), "s0")
+
+    pool.desk._put_down = slow
+    assert pool.ids("first", "two") == ["s1"]
 
 
 def test_given_back_by_its_client_or_by_an_admin(pool):
@@ -150,6 +163,25 @@ def test_scores_decide(pool):
     assert pool.ids("disagreement", seed=0) == ["s2"]
     pool.desk.leases.path.unlink()
     assert set(pool.ids("diverse_uncertain", "two", k=2)) == {"s2", "s4"}
+
+
+def test_scans_that_look_like_the_labelled_ones_are_handed_out_all_the_same(pool):
+    for image in pool.images:
+        pool.score(image, (1.0, 2.0))
+    pool.label("s0")
+    reply = pool.ask("coldstart", k=9)
+    assert {sample["id"] for sample in reply["samples"]} == set(pool.images) - {"s0"}
+    assert reply["reason"].startswith("no free scan is unlike what is labelled; drawn at random")
+
+
+def test_what_sessions_cost_is_fitted_as_they_come(pool):
+    assert pool.desk.fitted().sessions == 0
+    rows = [{"clicks": n, "quality": 0.6, "dsc": 0.5} for n in (1, 3)] + [{"clicks": 0, "quality": None, "dsc": None}]
+    append_json(pool.desk.effort.path, [{"event": "saved", "image": "s0", "time": 1, "user": "", "structures": rows}])
+    pool.restart()
+    found = pool.desk.fitted()
+    assert found.sessions == 2 and found is pool.desk.fitted()
+    assert pool.desk.effort.spent()[0] == (0.6, 0.5, 1) and np.isnan(pool.desk.effort.spent()[1][1])
 
 
 def test_without_scores_they_draw_at_random_and_say_so(pool):

@@ -8,6 +8,7 @@ from tests.app.labelling import INFO, scan
 from tests.app.pool import Clock
 
 from ctsam3d.data.io import write_mask, write_volume
+from ctsam3d.labelapp import effort
 from ctsam3d.labelapp.effort import EffortLog, pending, read_events, summaries
 from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures, summary
 from ctsam3d.labelapp.infer import ClickEngine, ClickInferTask
@@ -47,8 +48,19 @@ def test_clients_do_not_share_their_time():
 
 
 def test_pending_ends_with_a_save():
-    events = [click(1), {"event": "saved", "image": "i"}, click(2), click(3, image="other")]
+    saved = {"event": "saved", "image": "i", "time": 1.5}
+    events = [click(1), saved, click(2), click(3, image="other")]
     assert {image: len(clicks) for image, clicks in pending(events).items()} == {"i": 1, "other": 1}
+    # A click while the save was noted belongs to the next one.
+    assert pending([click(1), click(2), saved]) == {"i": [click(2)]}
+
+
+def test_clicks_that_nobody_saves_do_not_fill_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(effort, "MAX_EVENTS", 3)
+    log = EffortLog(tmp_path / "effort.jsonl", Clock())
+    for number in range(9):
+        log._append(click(number))
+    assert [event["time"] for event in log._known()["i"]] == [6, 7, 8] and len(log.events()) == 9
 
 
 # ---- with a model --------------------------------------------------------------------------------------------------
@@ -121,6 +133,13 @@ def test_a_label_on_another_grid_is_noted_without_scores(bench, tmp_path):
     assert row["clicks"] == 1 and row["dsc"] is None
 
 
+def test_a_structure_that_the_label_does_not_name_is_not_compared(bench, tmp_path):
+    task, log, _, labels = bench
+    ask(task, tmp_path, {"box": [middle(labels, 1)], "bar": [middle(labels, 2)]})
+    rows = log.saved("scan", str(tmp_path / "label.nii.gz"), INFO[:1], ())["structures"]
+    assert {row["structure"]: row["dsc"] is None for row in rows} == {"box": False, "bar": True}
+
+
 def test_replies_say_how_sure_the_model_is(bench, tmp_path):
     task, _, _, labels = bench
     _, reply = ask(task, tmp_path, {"box": [middle(labels, 1)]})
@@ -138,7 +157,7 @@ def test_replies_say_how_sure_the_model_is(bench, tmp_path):
 
 
 def saved(time, version, clicks, seconds, dsc):
-    row = {"structure": "liver", "version": version, "clicks": clicks, "negative": 1, "undone": 0,
+    row = {"structure": "liver", "client": "me", "version": version, "clicks": clicks, "negative": 1, "undone": 0,
            "seconds": seconds, "dsc": dsc, "nsd": None}  # fmt: skip
     return {"event": "saved", "time": time, "image": f"i{time}", "user": "", "structures": [row]}
 
@@ -154,6 +173,7 @@ def test_report_by_version(tmp_path):
     assert find_logs(tmp_path) == [log]
     text = report([log])
     assert "3 structures of 3 scans, saved from 1970-01-01 to 1970-01-01" in text and "| v2 |" in text
+    assert "| me | 3 |" in text.split("By annotator")[1]
     log.write_text(json.dumps(click(1)) + "\n")
     with pytest.raises(ValueError, match="it holds 1 requests with clicks and no such save"):
         report([log])

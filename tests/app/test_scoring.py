@@ -78,6 +78,26 @@ def test_clicked_masks_come_from_the_log(pool, tmp_path):
     assert found["versions"] == {"v2": {"structures": 1, "dsc": 0.5, "nsd": 0.6, "quality": 0.7}}
 
 
+def test_a_torn_history_costs_one_score(pool, tmp_path):
+    scoring = LabelScoring(tmp_path / "active", ())
+    pool.store.save_label("s0", pool.store.get_label_uri("s0", "final"), "original", {"label_info": INFO})
+    scoring({}, pool.store)
+    path = tmp_path / "active" / "scores.jsonl"
+    path.write_bytes(path.read_bytes()[:-9])  # a scoring was stopped while it wrote
+    assert len(scoring.history()) == 1
+    pool.store.save_label("s1", pool.store.get_label_uri("s1", "final"), "original", {"label_info": INFO})
+    assert scoring({}, pool.store)["scored"] == 2
+    assert scoring.info()["versions"]["unknown"]["structures"] == len(scoring.history()) == 3
+
+
+def test_labels_that_the_history_has_are_not_read_again(pool, tmp_path, monkeypatch):
+    scoring = LabelScoring(tmp_path / "active", ())
+    pool.store.save_label("s0", pool.store.get_label_uri("s0", "final"), "original", {"label_info": INFO})
+    assert scoring({}, pool.store)["scored"] == 2
+    monkeypatch.setattr(LabelScoring, "_compared", lambda *_: 1 / 0)
+    assert scoring({}, pool.store)["scored"] == 0
+
+
 def test_tags_are_checked(pool, tmp_path):
     with pytest.raises(RequestError, match="tag must be"):
         LabelScoring(tmp_path / "active", ())({"y_pred": "../x"}, pool.store)

@@ -6,8 +6,11 @@ import numpy as np
 import pandas as pd
 import pytest
 from tests.app.labelling import write_case
+from tests.data import miniatures
+from tests.evaluation.standin import SameHu
 
 from ctsam3d import checkpoint
+from ctsam3d.data.io import read_case
 from ctsam3d.labelapp import simulation
 from ctsam3d.labelapp.retrain import Options
 from ctsam3d.labelapp.simulation import Plan, Played, Simulation
@@ -106,17 +109,32 @@ def test_a_simulation_that_was_stopped_goes_on(tmp_path, cases, quick):
         Simulation(tmp_path / "out", cases[:3], cases[4:], "default", plan)
 
 
+def test_processes_play_what_one_plays(tmp_path, cases, quick, monkeypatch):
+    monkeypatch.setattr(simulation, "_START_METHOD", "fork")  # with what is replaced here
+    plan = Plan(("spleen", "liver"), (DEFAULT, "random"), seeds=2, rounds=1)
+    alone, together = (Simulation(tmp_path / name, cases[:4], cases[4:], "default", plan) for name in ("a", "b"))
+    assert list(alone.run())[-1] == list(together.run(2))[-1]
+
+
+def test_the_annotator_stops_when_the_mask_is_good(tmp_path):
+    miniatures.cases(tmp_path, ("a",))
+    found = simulation._annotated(SameHu(), read_case(tmp_path / "a"), 0)
+    assert [row["structure"] for row in found] == ["spleen", "liver"]
+    assert all((row["clicks"], row["first_dsc"]) == (1, 1.0) for row in found)
+    assert all(0 < row["quality"] <= 1 for row in found)
+
+
 def test_scores_are_kept_by_weights(tmp_path, cases, quick, monkeypatch):
     asked = []
 
-    def scores(segmenter, volume, prototypes, rng):
-        asked.append(len(prototypes))
+    def scores(segmenter, volume, prototypes, rng, predict):
+        asked.append((len(prototypes), predict))
         return simulation.ScanScores((float(volume.array_ijk.mean()), 0.0), {"liver": rng.random()}, {"liver": 0.5})
 
     monkeypatch.setattr(simulation, "scan_scores", scores)
     monkeypatch.setattr(simulation, "prototypes_of", lambda segmenter, volume, masks: {name: (1.0,) for name in masks})
-    plan = Plan(("liver",), ("coldstart", "disagreement"), seeds=1, rounds=1)
+    plan = Plan(("liver",), ("coldstart", "disagreement", "click_effort"), seeds=1, rounds=1)
     list(Simulation(tmp_path / "out", cases[:4], cases[4:], "default", plan).run())
-    assert asked == [0] * 4  # once for both
+    assert asked == [(0, False)] * 4 + [(0, True)] * 4  # clustering takes no predictions
     state = json.loads((tmp_path / "out" / "runs" / "coldstart-0" / "state.json").read_text())
     assert len(state["labelled"]) == 1 and np.isfinite(state["rounds"][-1]["dsc"])

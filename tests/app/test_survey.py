@@ -6,6 +6,7 @@ import pytest
 from tests.app.pool import ScanPool
 from tests.eyes import Eyes
 
+from ctsam3d.labelapp import survey
 from ctsam3d.labelapp.survey import Survey
 
 
@@ -21,8 +22,7 @@ class Watched(ScanPool):
     def look(self) -> int:
         """Patches that were encoded until all was done."""
         before = self.eyes.encoded
-        self.survey.start(self.store)
-        self.survey.wait()
+        super().look()
         return self.eyes.encoded - before
 
 
@@ -83,9 +83,39 @@ def test_a_strategy_that_takes_scores_starts_it_and_does_not_wait(pool):
     pool.survey.wait()
     reply = pool.ask("disagreement", "two")
     assert reply["reason"].startswith("predictions disagree by")
+    begun = []
+    pool.survey.start = begun.append
+    pool.ask("disagreement", "three")
+    assert begun == []  # it looked a moment ago
+    pool.desk._surveyed -= 5
+    pool.ask("disagreement", "three")
+    assert begun == [pool.store]
     pool.desk.close()
     pool.eyes.info.version = "eyes-2"
     assert pool.look() == 0  # closed
+
+
+def test_weights_that_are_published_meanwhile_score_under_their_own_version(pool):
+    old, new = Eyes("eyes-1"), Eyes("eyes-2")
+    pool.engine.segmenter = lambda: new if old.encoded else old
+    pool.look()
+    assert old.encoded and new.encoded
+    assert {version: len(found) for version, found in pool.survey._scores.items()} == {"eyes-1": 1, "eyes-2": 2}
+
+
+def test_scores_of_old_versions_are_forgotten_and_the_file_stays_bounded(pool, monkeypatch):
+    monkeypatch.setattr(survey, "_SPARE_LINES", 0)
+    for number in range(6):
+        pool.eyes.info.version = f"eyes-{number}"
+        pool.look()
+    assert list(pool.survey._scores) == ["eyes-4", "eyes-5"]
+    assert len(pool.survey.path.read_text().splitlines()) == 3 + 6 * 3
+    known = pool.survey.scores(pool.images)
+    pool.restart()
+    assert pool.survey.scores(pool.images) == known
+    assert len(pool.survey.path.read_text().splitlines()) == 3 + 2 * 3
+    pool.eyes.info.version = "eyes-5"
+    assert pool.look() == 0
 
 
 def test_weights_that_cannot_be_loaded_end_it(pool, caplog):

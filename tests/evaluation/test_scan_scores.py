@@ -38,6 +38,14 @@ def test_body_voxels_lie_in_the_body():
     assert body_voxels(air, ModelGrid.of(air, 1.5)).shape == (0, 3)
 
 
+def test_body_voxels_are_those_of_an_oblique_grid_too():
+    turned = [[1.2, 0.9, 0, 5], [-0.9, 1.2, 0, -3], [0, 0, -4.0, 7], [0, 0, 0, 1]]
+    volume = Volume(np.zeros((30, 20, 6), np.int16), np.array(turned))
+    grid = ModelGrid.of(volume, 1.5)  # every 4, 4 and 2 voxels, of 1.5, 1.5 and 4 mm
+    expected = [grid.voxel_zyx((i, j, k)) for i in range(2, 30, 4) for j in range(2, 20, 4) for k in range(1, 6, 2)]
+    assert [tuple(place) for place in body_voxels(volume, grid).tolist()] == expected
+
+
 def test_a_prototype_finds_its_structure_in_another_scan():
     one, mask = scan()
     other, _ = scan((slice(40, 56), slice(8, 24), slice(24, 40)))

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 _UMASK = os.umask(0)  # read once: reading means setting, which other threads that make files would see
@@ -63,3 +64,36 @@ def file_signature(path: str | os.PathLike) -> tuple[int, int, int] | None:
     except OSError:
         return None
     return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def append_json(path: str | os.PathLike, rows: Iterable[Mapping]) -> None:
+    """Appends objects to a file, each a line of JSON, in one write that no other process can come into.
+
+    A line that a killed process has torn is ended first: it is lost, what comes after it is not.
+    """
+    lines = "".join(json.dumps(row) + "\n" for row in rows).encode()
+    if not lines:
+        return
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    handle = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+    try:
+        size = os.fstat(handle).st_size
+        torn = size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+        os.write(handle, b"\n" + lines if torn else lines)
+    finally:
+        os.close(handle)
+
+
+def read_json_lines(path: str | os.PathLike) -> Iterator[dict]:
+    """The objects of such a file, the oldest first; torn lines are left out. Nothing where there is no file."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as lines:
+            for line in lines:
+                try:
+                    row = json.loads(line)
+                except ValueError:
+                    continue
+                if isinstance(row, dict):
+                    yield row
+    except FileNotFoundError:
+        return

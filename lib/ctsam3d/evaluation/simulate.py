@@ -106,6 +106,7 @@ def simulate(
     clicks: Sequence[int] = CLICK_COUNTS,
     tolerance_mm: float = TOLERANCE_MM,
     user: str = USERS[0],
+    enough: float | None = None,
 ) -> list[Result]:
     """Click one structure in a fresh session and score it after each of the numbers of clicks (paper, section 4.1).
 
@@ -121,6 +122,7 @@ def simulate(
         clicks: the numbers of clicks after which to score.
         tolerance_mm: of NSD; NSD at 2 mm comes beside it.
         user: one of `USERS`.
+        enough: DSC from which on the user clicks no more: there are no results for larger numbers of clicks then.
 
     Raises:
         ValueError: an empty target, another shape than the scan's, no such user, or a number of clicks below 1.
@@ -143,6 +145,8 @@ def simulate(
             scores = scores or error.scores((tolerance_mm, STRICT_TOLERANCE_MM))
             dsc, nsd, nsd_2mm = scores
             results.append(Result(case, structure, seed, number, dsc, nsd, seconds, session.patches, nsd_2mm))
+            if enough is not None and dsc >= enough:
+                break
     return results
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +21,7 @@ from ctsam3d.data.convert.cases import TEST
 from ctsam3d.data.files import file_signature
 from ctsam3d.evaluation.scan_scores import ScanScores
 from ctsam3d.labelapp.conf import Conf
-from ctsam3d.labelapp.effort import EffortLog, finite
+from ctsam3d.labelapp.effort import EffortLog
 from ctsam3d.labelapp.infer import ClickEngine
 from ctsam3d.labelapp.leases import Leases, LeaseTable
 from ctsam3d.labelapp.names import FINAL
@@ -29,6 +31,7 @@ from ctsam3d.labelapp.survey import Survey
 logger = logging.getLogger(__name__)
 
 MAX_K = 100
+_SURVEY_SECONDS = 5.0  # a look through a large pool for what is new takes a core from the requests
 _ATTEMPTS = 50  # scans that turn out to be unusable, in one request
 _SHOWN = 20  # scans passed over that a reply names
 
@@ -117,11 +120,13 @@ class Desk:
 
     Args:
         leases, survey, effort: of the same datastore.
+        clock: seconds.
     """
 
-    def __init__(self, leases: Leases, survey: Survey, effort: EffortLog):
-        self.leases, self.survey, self.effort = leases, survey, effort
-        self._fitted: tuple[Any, Effort] = (None, Effort())
+    def __init__(self, leases: Leases, survey: Survey, effort: EffortLog, clock: Callable[[], float] = time.monotonic):
+        self.leases, self.survey, self.effort, self._clock = leases, survey, effort, clock
+        self._surveyed = -math.inf
+        self._fitted = Effort()
 
     def hand_out(self, asked: Asked, choose: Choose, datastore: Datastore, scored: bool = False) -> dict:
         """Scans for a client, leased to it; those that it had and did not submit count as skipped.
@@ -135,13 +140,15 @@ class Desk:
             ``leased`` (number of scans that others have), ``lease_until``; and ``id`` and ``reason`` of the first
             sample, where there is one; else ``reason`` says why there is none.
         """
-        if scored:
+        if scored and self._clock() >= self._surveyed + _SURVEY_SECONDS:
+            self._surveyed = self._clock()
             self.survey.start(datastore)
         rng = np.random.default_rng(asked.seed)
         view, samples = _View(self, datastore, asked), []
         self._put_down(datastore, asked)
         for _ in range(_ATTEMPTS):
             with self.leases.changing() as table:
+                view.drop_submitted()
                 picked = self._picked(view, table, asked, choose, asked.k - len(samples), rng)
                 for image, _ in picked:
                     until = table.take(image, asked.client, asked.name, self.leases.seconds).until
@@ -185,21 +192,16 @@ class Desk:
         self.survey.close()
 
     def fitted(self) -> Effort:
-        """What the recorded sessions say, read again when there are more."""
-        signature = file_signature(self.effort.path)
-        if signature != self._fitted[0]:
-            rows = [row for event in self.effort.events() if event["event"] == "saved" for row in event["structures"]]
-            rows = [row for row in rows if row["clicks"]]
-            # The DSC of the first click's mask is that of the last one where there was no other.
-            dsc = [finite(row["dsc"]) if row["clicks"] == 1 else np.nan for row in rows]
-            quality = [finite(row["quality"]) for row in rows]
-            self._fitted = signature, fit_effort(quality, dsc, [row["clicks"] for row in rows])
-        return self._fitted[1]
+        """What the recorded sessions say, fitted again when there are more."""
+        spent = self.effort.spent()
+        if len(spent) != self._fitted.sessions:
+            self._fitted = fit_effort(*zip(*spent))
+        return self._fitted
 
     def _put_down(self, datastore: Datastore, asked: Asked) -> None:
         """What the client had: submitted, or else skipped. Of the others', what was submitted another way."""
-        unlabelled = set(datastore.get_unlabeled_images())
         with self.leases.changing() as table:
+            unlabelled = set(datastore.get_unlabeled_images())  # not before: a scan may come, and be leased, meanwhile
             table.give_back([image for image in table.held if image not in unlabelled])
             for image in table.of(asked.client):
                 table.skip(image, asked.client)
@@ -231,6 +233,14 @@ class _View:
                 self.passed_over[image] = "is held out for testing"
             elif known is not None and known.problem and not self._changed(image, known):
                 self.passed_over[image] = known.problem
+
+    def drop_submitted(self) -> None:
+        """Leaves out what others have submitted since this view was made: their leases are over, but it is not free."""
+        done = set(LocalDatastore.get_labeled_images(self.store))  # of an archive, what was saved through this server
+        late = [image for image in self.unlabelled if image in done]
+        if late:
+            self.unlabelled = [image for image in self.unlabelled if image not in done]
+            self.labelled += late
 
     def tiers(self, table: LeaseTable) -> list[list[str]]:
         """The free images: new to the client, skipped by it, copies of what is labelled or handed out."""

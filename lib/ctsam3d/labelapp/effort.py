@@ -3,7 +3,7 @@
 ``click``: time, session, image, structure, client, model version, the new clicks ([i, j, k, positive]), how many were
 taken back, seconds of the model, and the quality that the model predicts of the clicked patch. ``saved``: time, image,
 who, and of each structure that was clicked since the last save its clicks, seconds, version, and DSC and NSD between
-the last mask and what was saved.
+the last mask and what was saved; these are missing where the session is gone, or the label names no such structure.
 
 In the dialect with one list of clicks a label, positive clicks on other labels are negative ones too; these cost nobody
 anything and are left out. Negative clicks that several structures share count for each of them.
@@ -12,7 +12,6 @@ anything and are left out. Negative clicks that several structures share count f
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import math
 import os
@@ -25,6 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from ctsam3d.acquisition import predicted_quality
+from ctsam3d.data.files import append_json, read_json_lines
 from ctsam3d.data.io import read_labels
 from ctsam3d.labelapp.datalist import structure_values
 from ctsam3d.labelapp.requests import ClickRequest, Structure
@@ -37,6 +37,7 @@ logger = logging.getLogger(__name__)
 PAUSE_SECONDS = 60.0  # between two clicks; longer ones are no work
 NSD_MM = 5.0
 MAX_PENDING = 1000  # images with clicks and no save, such as uploads that are only looked at
+MAX_EVENTS = 5000  # of one of them; where it has more, the oldest do not count
 _LOCK_SECONDS = 30.0
 
 
@@ -52,6 +53,7 @@ class EffortLog:
         self.path, self._clock = Path(path), clock
         self._lock = threading.Lock()
         self._pending: dict[str, list[dict]] | None = None  # by image; read when first needed
+        self._spent: list[tuple[float, float, int]] = []  # read with it
         self._sessions: dict[str, weakref.ref[HeldSession]] = {}
 
     def clicked(
@@ -108,11 +110,11 @@ class EffortLog:
         for row in summaries(clicks, now):
             own = self._session(row["session"])
             row |= {"dsc": None, "nsd": None}
-            if own is not None and own.image is not None:
+            if own is not None and row["structure"] in values:
                 try:
                     if own.image.content not in maps:
                         maps[own.image.content] = read_labels(label, own.image.volume)
-                    saved = np.isin(maps[own.image.content], values.get(row["structure"], ()))
+                    saved = np.isin(maps[own.image.content], values[row["structure"]])
                     row["dsc"], row["nsd"] = scores_of(own, saved)
                 except (OSError, ValueError) as error:
                     logger.warning("image %s: %s cannot be compared with what was saved: %s", image, row, error)
@@ -125,28 +127,29 @@ class EffortLog:
         """All events, the oldest first."""
         return list(read_events(self.path))
 
+    def spent(self) -> list[tuple[float, float, int]]:
+        """Of each structure that was clicked and saved: quality predicted after the first click, DSC of that click's
+        mask where it is known, else NaN, and the number of clicks."""
+        with self._lock:
+            self._known()
+            return list(self._spent)
+
     def _session(self, key: str) -> HeldSession | None:
         reference = self._sessions.get(key)
         return reference() if reference else None
 
     def _append(self, event: dict) -> None:
-        """One write of one line, which no other process can come into."""
-        line = (json.dumps(event, allow_nan=False) + "\n").encode()
         with self._lock:
-            self._known()
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
-            try:
-                if _torn(handle):  # a process was killed while it wrote: that line is lost, this one is not
-                    line = b"\n" + line
-                os.write(handle, line)
-            finally:
-                os.close(handle)
-            if event["event"] == "click":
-                known = self._known()
-                known.setdefault(event["image"], []).append(event)
-                while len(known) > MAX_PENDING:
-                    del known[next(iter(known))]
+            known = self._known()  # before: the file is read once, without this event
+            append_json(self.path, [event])
+            if event["event"] == "saved":
+                self._spent += _spent(event)
+                return
+            events = known.setdefault(event["image"], [])
+            events.append(event)
+            del events[:-MAX_EVENTS]
+            while len(known) > MAX_PENDING:
+                del known[next(iter(known))]
 
     def _take(self, image: str) -> list[dict]:
         with self._lock:
@@ -154,31 +157,24 @@ class EffortLog:
 
     def _known(self) -> dict[str, list[dict]]:
         if self._pending is None:
-            self._pending = pending(read_events(self.path))
+            events = self.events()
+            self._pending = pending(events)
+            self._spent = [row for event in events if event["event"] == "saved" for row in _spent(event)]
         return self._pending
 
 
 def read_events(path: str | os.PathLike) -> Iterator[dict]:
     """The events of a log, the oldest first; lines that a killed process has torn are left out."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as lines:
-            for line in lines:
-                try:
-                    event = json.loads(line)
-                except ValueError:
-                    continue
-                if isinstance(event, dict) and event.get("event") in ("click", "saved"):
-                    yield event
-    except FileNotFoundError:
-        return
+    return (event for event in read_json_lines(path) if event.get("event") in ("click", "saved"))
 
 
 def pending(events: Iterable[dict]) -> dict[str, list[dict]]:
-    """The clicks on each image since it was saved last."""
+    """The clicks on each image since it was saved last; by their time, as a save is noted a moment after it."""
     found: dict[str, list[dict]] = {}
     for event in events:
         if event["event"] == "saved":
-            found.pop(event["image"], None)
+            later = [click for click in found.pop(event["image"], ()) if click["time"] > event["time"]]
+            found |= {event["image"]: later} if later else {}
         else:
             found.setdefault(event["image"], []).append(event)
     return found
@@ -263,11 +259,12 @@ def _anonymous(client: str) -> str:
     return client[3:] if client.startswith("id:") else hashlib.sha256(client.encode()).hexdigest()[:12]
 
 
-def _torn(handle: int) -> bool:
-    size = os.fstat(handle).st_size
-    return size > 0 and os.pread(handle, 1, size - 1) != b"\n"
+def _spent(event: Mapping) -> list[tuple[float, float, int]]:
+    """See `EffortLog.spent`. The DSC of the first click's mask is that of the last one where there was no other."""
+    rows = [row for row in event["structures"] if row["clicks"]]
+    return [(_number(r["quality"]), _number(r["dsc"]) if r["clicks"] == 1 else math.nan, r["clicks"]) for r in rows]
 
 
-def finite(value) -> float:
+def _number(value) -> float:
     """A number of the log, NaN for none."""
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else math.nan

@@ -13,16 +13,19 @@ import pandas as pd
 from ctsam3d.evaluation.timing import markdown
 from ctsam3d.labelapp.effort import read_events
 
-_COLUMNS = ("time", "image", "user", "structure", "version", "clicks", "negative", "undone", "seconds", "dsc", "nsd")
+_COLUMNS = tuple("time image annotator structure version clicks negative undone seconds dsc nsd".split())
 
 
 def saved_structures(events: Iterable[dict]) -> pd.DataFrame:
-    """A row for each structure that was clicked and then saved, in the order of the saves."""
+    """A row for each structure that was clicked and then saved, in the order of the saves.
+
+    The annotator is the user who saved it; where nobody has a token, the client that clicked.
+    """
     rows = []
     for event in events:
         if event["event"] == "saved":
-            common = {"time": event["time"], "image": event["image"], "user": event["user"]}
-            rows += [{**common, **row} for row in event["structures"]]
+            common = {"time": event["time"], "image": event["image"]}
+            rows += [{**common, "annotator": event["user"] or row["client"], **row} for row in event["structures"]]
     return pd.DataFrame(rows, columns=_COLUMNS).astype({"dsc": float, "nsd": float})
 
 
@@ -60,8 +63,8 @@ def report(logs: Sequence[str | os.PathLike]) -> str:
     parts = {
         "By version of the weights: does the model save work?": ("version",),
         "By structure and version": ("structure", "version"),
-        "By structure and day": ("structure", "day"),
-        "By user": ("user",),
+        "By structure and day (UTC)": ("structure", "day"),
+        "By annotator": ("annotator",),
     }
     texts = [f"{len(frame)} structures of {frame['image'].nunique()} scans, saved from {days[0]} to {days[-1]}"]
     texts += [f"{title}\n\n{markdown(summary(frame, by))}" for title, by in parts.items()]

@@ -7,7 +7,6 @@ server keeps no copy of them. All scores are appended to a history.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -19,6 +18,7 @@ from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 from monailabel.interfaces.tasks.scoring import ScoringMethod
 
+from ctsam3d.data.files import append_json, file_signature, read_json_lines
 from ctsam3d.data.io import read_labels, read_volume
 from ctsam3d.labelapp.datalist import structure_values
 from ctsam3d.labelapp.effort import NSD_MM, read_events
@@ -44,13 +44,21 @@ class LabelScoring(ScoringMethod):
     def __init__(self, folder: str | os.PathLike, labels: Sequence[str], clock: Callable[[], float] = time.time):
         super().__init__("DSC and NSD a structure, between final labels and what the model said; a history by version")
         self._folder, self._labels, self._clock = Path(folder), labels, clock
+        self._said: tuple = (None, {})  # of the history: signature of the file, and what `by_version` made of it
+
+    @property
+    def _path(self) -> Path:
+        return self._folder / "scores.jsonl"
 
     def info(self) -> dict:
-        """With the scores of each version, which clients see under ``/info/``."""
-        return {**super().info(), "versions": by_version(self.history())}
+        """With the scores of each version, which clients see under ``/info/``; they ask often."""
+        signature = file_signature(self._path)
+        if signature != self._said[0]:
+            self._said = signature, by_version(self.history())
+        return {**super().info(), "versions": self._said[1]}
 
     def __call__(self, request: Mapping, datastore: Datastore) -> dict:
-        """Scores all studies and adds to the history what is not there yet.
+        """Scores the studies whose labels the history does not have yet, and adds them to it.
 
         Args:
             request: ``y`` (tag of what is right, default final) and ``y_pred`` (tag of what is scored, default
@@ -64,47 +72,41 @@ class LabelScoring(ScoringMethod):
             RequestError: not a tag.
         """
         y, y_pred = check_tag(request.get("y") or FINAL), check_tag(request.get("y_pred") or MODEL_TAG)
-        rows, skipped = [], {}
+        rows, skipped, known = [], {}, {_key(row) for row in self.history()}
+        compared = {key[:-1] for key in known}
         for image in sorted(LocalDatastore.get_labeled_images(datastore)):
             if {y, y_pred} <= set(LocalDatastore.get_labels_by_image_id(datastore, image)):
+                head = self._head(datastore, image, y, y_pred)
+                if _key({**head, "structure": ""})[:-1] in compared:
+                    continue
                 try:
-                    rows += self._compared(datastore, image, y, y_pred)
+                    rows += [{**head, **row} for row in self._compared(datastore, image, y, y_pred)]
                 except (OSError, ValueError) as error:
                     skipped[image] = str(error)
                     logger.warning("study %s is not scored: %s", image, error)
         rows += list(clicked_rows(read_events(self._folder / "effort.jsonl")))
-        known = {_key(row) for row in self.history()}
         new = list({_key(row): row for row in rows if _key(row) not in known}.values())
-        self._append(new)
+        append_json(self._path, new)
         return {"scored": len(new), "skipped": skipped, "versions": by_version(self.history())}
 
     def history(self) -> list[dict]:
         """All scores so far, the oldest first."""
-        try:
-            lines = (self._folder / "scores.jsonl").read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return []
-        return [json.loads(line) for line in lines if line.endswith("}")]  # a torn line is no score
+        return list(read_json_lines(self._path))
 
     def _compared(self, datastore: Datastore, image: str, y: str, y_pred: str) -> list[dict]:
         volume = read_volume(LocalDatastore.get_image_uri(datastore, image))
-        maps, values, infos = [], [], []
+        maps, values = [], []
         for tag in (y, y_pred):
             info = LocalDatastore.get_label_info(datastore, image, tag) or {}
-            infos.append(info)
             maps.append(read_labels(LocalDatastore.get_label_uri(datastore, image, tag), volume))
             values.append(structure_values(info.get("label_info"), self._labels))
-        head = {"time": round(self._clock(), 2), "image": image, "source": y_pred}
-        head |= {"label": infos[0].get("version"), "scored_label": infos[1].get("version")}
-        version = _version(infos[1])
-        rows = score_labels(maps[0], maps[1], values[0], values[1], volume)
-        return [{**head, "version": version, **row} for row in rows]
+        return score_labels(maps[0], maps[1], values[0], values[1], volume)
 
-    def _append(self, rows: Sequence[dict]) -> None:
-        if rows:
-            self._folder.mkdir(parents=True, exist_ok=True)
-            with open(self._folder / "scores.jsonl", "a", encoding="utf-8") as lines:
-                lines.write("".join(json.dumps(row) + "\n" for row in rows))
+    def _head(self, datastore: Datastore, image: str, y: str, y_pred: str) -> dict:
+        """What is the same for all structures of two labels."""
+        true, said = (LocalDatastore.get_label_info(datastore, image, tag) or {} for tag in (y, y_pred))
+        head = {"time": round(self._clock(), 2), "image": image, "source": y_pred, "version": _version(said)}
+        return head | {"label": true.get("version"), "scored_label": said.get("version")}
 
 
 def score_labels(
@@ -123,10 +125,11 @@ def score_labels(
         true_values, said_values: name to its values in each of the maps.
     """
     rows = []
+    present = [set(np.unique(labels_ijk).tolist()) for labels_ijk in (true_ijk, said_ijk)]
     for name in dict.fromkeys([*true_values, *said_values]):
-        true = np.isin(true_ijk, list(true_values.get(name, ())))
-        said = np.isin(said_ijk, list(said_values.get(name, ())))
-        if true.any() or said.any():
+        own = [there.intersection(values.get(name, ())) for there, values in zip(present, (true_values, said_values))]
+        if any(own):
+            true, said = (np.isin(array, list(found)) for array, found in zip((true_ijk, said_ijk), own))
             nsd = normalised_surface_dice(said, true, volume.spacing_ijk_mm, NSD_MM)
             rows.append({"structure": name, "dsc": round(dice(said, true), 4), "nsd": round(nsd, 4)})
     return rows
@@ -158,10 +161,10 @@ def by_version(history: Sequence[Mapping]) -> dict[str, dict[str, float]]:
 
 
 def _key(row: Mapping) -> tuple:
-    """What makes a score that of another comparison."""
+    """What makes a score that of another comparison; the structure is the last part."""
     if row["source"] == CLICKED:
-        return CLICKED, row["image"], row["structure"], row["session"], row["time"]
-    return row["source"], row["image"], row["structure"], row["label"], row["scored_label"], row["version"]
+        return CLICKED, row["image"], row["session"], row["time"], row["structure"]
+    return row["source"], row["image"], row["label"], row["scored_label"], row["version"], row["structure"]
 
 
 def _version(info: Mapping) -> str:

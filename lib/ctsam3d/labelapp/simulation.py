@@ -8,16 +8,20 @@ stopped goes on.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
+import multiprocessing
 import shutil
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 
 import numpy as np
+import torch
 from tqdm import tqdm
 
 from ctsam3d import acquisition, checkpoint
@@ -37,21 +41,24 @@ from ctsam3d.training.loop import Source, train
 
 log = logging.getLogger(__name__)
 
-CHOICES: Mapping[str, tuple[Choose, bool]] = MappingProxyType(
+EMBEDDINGS, PREDICTIONS = "embeddings", "predictions"
+CHOICES: Mapping[str, tuple[Choose, str]] = MappingProxyType(
     {
-        "foreground_random": (strategy.foreground_random, False),
-        "random": (strategy.at_random, False),
-        "coldstart": (strategy.coldstart, True),
-        "disagreement": (strategy.disagreement, True),
-        "click_effort": (strategy.click_effort, True),
-        "diverse_uncertain": (strategy.diverse_uncertain, True),
+        "foreground_random": (strategy.foreground_random, ""),
+        "random": (strategy.at_random, ""),
+        "coldstart": (strategy.coldstart, EMBEDDINGS),
+        "disagreement": (strategy.disagreement, PREDICTIONS),
+        "click_effort": (strategy.click_effort, PREDICTIONS),
+        "diverse_uncertain": (strategy.diverse_uncertain, PREDICTIONS),
     }
-)  # how to choose, and whether that takes scores
+)  # how to choose, and what of the scans that takes
 MAX_CLICKS = 6  # that the annotator spends on a structure
 MIN_VOXELS = 200  # of the scan; less of a structure is not clicked
 SCAN_SECONDS = 30.0  # assumed to open a scan and look through it
 CLICK_SECONDS = 5.0  # assumed to find the place of a click, and for the answer
+KEPT_BYTES = 2**30  # of the voxels of scans that are not read again
 _NO_LESS = 1e-9
+_START_METHOD = "forkserver"  # of processes, as PyTorch's threads do not survive a fork
 _OPTIONS = Options(2, 1e-4, 2, 4, "decoder", 42, "cpu")
 
 
@@ -126,6 +133,9 @@ class Simulation:
 
     def __init__(self, out: Path, pool: Sequence[Path], test: Sequence[Path], weights: str, plan: Plan):
         self.out, self.plan = Path(out), plan
+        self._arguments = (self.out, tuple(pool), tuple(test), weights, plan)
+        self._cases: dict[str, Case] = {}
+        self._holds: dict[str, bool] = {}
         self.base_path = Path(weights) if weights.endswith(".safetensors") else checkpoint.packaged_path(weights)
         self.pool = {folder.name: folder for folder in pool}
         self.test = [self._case(folder) for folder in test]
@@ -138,15 +148,31 @@ class Simulation:
         with atomic_path(path) as temporary:
             temporary.write_text(json.dumps(about, indent=1), encoding="utf-8")
 
-    def run(self) -> Iterator[list[Played]]:
+    def run(self, processes: int = 1) -> Iterator[list[Played]]:
         """Plays all that is missing, and gives the results so far after every run.
 
         Seed by seed, so that what is there at any time can be compared.
+
+        Args:
+            processes: that play a run each, on a core each: patches are too small for two cores to share one well.
         """
         runs = [(name, seed) for seed in range(self.plan.seeds) for name in self.plan.strategies]
-        for name, seed in tqdm(runs, desc="runs", unit="run"):
-            _Run(self, name, seed).play()
-            yield self.results()
+        with tqdm(total=len(runs), desc="runs", unit="run") as bar:
+            for _ in self._played(runs, processes):
+                bar.update()
+                yield self.results()
+
+    def _played(self, runs: Sequence[tuple[str, int]], processes: int) -> Iterator[None]:
+        if processes == 1:
+            yield from (_Run(self, name, seed).play() for name, seed in runs)
+            return
+        context = multiprocessing.get_context(_START_METHOD)
+        with ProcessPoolExecutor(processes, context, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            futures = [pool.submit(_play, self._arguments, name, seed) for name, seed in runs]
+            try:
+                yield from (future.result() for future in as_completed(futures))
+            finally:
+                pool.shutdown(wait=False, cancel_futures=True)
 
     def results(self) -> list[Played]:
         """The rounds that were played so far, of the runs that are complete."""
@@ -171,7 +197,20 @@ class Simulation:
 
     def case(self, name: str) -> Case:
         """A case of the pool, of which the annotator sees the structures that are wanted."""
-        return self._case(self.pool[name])
+        if name in self._cases:
+            return self._cases[name]
+        case = self._case(self.pool[name])
+        self._holds[name] = bool(case.names)
+        held = sum(kept.volume.array_ijk.nbytes for kept in self._cases.values())
+        if held + case.volume.array_ijk.nbytes <= KEPT_BYTES:
+            self._cases[name] = case
+        return case
+
+    def holds(self, name: str) -> bool:
+        """Whether a case of the pool holds anything that is wanted."""
+        if name not in self._holds:
+            self.case(name)
+        return self._holds[name]
 
     def scan_score(self, weights: Checkpoint, name: str, make: Callable[[], ScanScores], key: str) -> ScanScores:
         """The scores of a scan under weights and prototypes, kept."""
@@ -189,13 +228,23 @@ class Simulation:
         return Case(case.name, case.volume, MappingProxyType(held))
 
 
+@functools.cache
+def _remade(*arguments) -> Simulation:
+    """In a process of its own, once."""
+    return Simulation(*arguments)
+
+
+def _play(arguments: tuple, name: str, seed: int) -> None:
+    _Run(_remade(*arguments), name, seed).play()
+
+
 class _Run:
     """A strategy with a seed."""
 
     def __init__(self, simulation: Simulation, name: str, seed: int):
         self.sim, self.name, self.seed = simulation, name, seed
         self.folder = simulation.out / "runs" / f"{name}-{seed}"
-        self.choose, self.scored = CHOICES[name]
+        self.choose, self.takes = CHOICES[name]
 
     def rounds(self) -> list[Played]:
         """What was played so far."""
@@ -234,9 +283,9 @@ class _Run:
 
     def _chosen(self, state: dict, segmenter: Segmenter, weights: Checkpoint, number: int) -> list[str]:
         free = [name for name in sorted(self.sim.pool) if name not in state["labelled"]]
-        scores, taken = self._scores(state, free, segmenter, weights) if self.scored else ({}, np.zeros((0, 0)))
+        scores, taken = self._scores(state, free, segmenter, weights) if self.takes else ({}, np.zeros((0, 0)))
         # As the server has it from records; `random` alone makes no use of it.
-        holds = [bool(self.sim.case(name).names) for name in free]
+        holds = [self.sim.holds(name) for name in free]
         sessions = [session for session in state["sessions"] if session["clicks"]]
         effort = acquisition.fit_effort(
             [s["quality"] for s in sessions], [s["first_dsc"] for s in sessions], [s["clicks"] for s in sessions]
@@ -247,21 +296,20 @@ class _Run:
         return [free[pick.index] for pick in self.choose(pool, asked, rng)]
 
     def _scores(self, state: dict, free: Sequence[str], segmenter: Segmenter, weights: Checkpoint):
-        labelled = state["labelled"]
-        prototypes = []
-        for name in labelled:
-            case = self.sim.case(name)
-            prototypes.append(prototypes_of(segmenter, case.volume, case.structures))
-        means = mean_prototypes(prototypes)
+        labelled, predict = state["labelled"], self.takes == PREDICTIONS
+        cases = [self.sim.case(name) for name in labelled] if predict else []
+        means = mean_prototypes([prototypes_of(segmenter, case.volume, case.structures) for case in cases])
         key = f"{zlib.crc32(' '.join(sorted(labelled)).encode()):08x}"
 
-        def make(name: str) -> ScanScores:
-            rng = np.random.default_rng(zlib.crc32(name.encode()))
-            return scan_scores(segmenter, self.sim.case(name).volume, means, rng)
+        def score(name: str, predict: bool) -> ScanScores:
+            def make() -> ScanScores:
+                rng = np.random.default_rng(zlib.crc32(name.encode()))
+                return scan_scores(segmenter, self.sim.case(name).volume, means, rng, predict=predict)
 
-        found = {n: self.sim.scan_score(weights, n, lambda n=n: make(n), key) for n in (*free, *labelled)}
-        taken = [found[name].embedding for name in labelled]
-        return {name: found[name] for name in free}, np.array(taken) if taken else np.zeros((0, 0))
+            return self.sim.scan_score(weights, name, make, key if predict else EMBEDDINGS)
+
+        taken = [score(name, False).embedding for name in labelled]
+        return {name: score(name, predict) for name in free}, np.array(taken) if taken else np.zeros((0, 0))
 
     def _trained(self, earlier: Sequence[str], chosen: Sequence[str], base_path: Path, number: int) -> Checkpoint:
         """The weights after a training like that of the Train button, without its gate."""
@@ -313,10 +361,11 @@ def _annotated(segmenter: Segmenter, case: Case, seed: int) -> list[dict]:
         if np.count_nonzero(target_ijk) < MIN_VOXELS:
             continue
         session = segmenter.session(case.volume, expand=False)
-        results = simulate(session, target_ijk, case.name, name, seed, range(1, MAX_CLICKS + 1))
-        needed = next((r.clicks for r in results if r.dsc >= TARGET_DSC - _NO_LESS), MAX_CLICKS)
-        first = segmenter.session(case.volume, expand=False)
-        first.click(session.clicks[0].ijk)
-        quality = predicted_quality(first.state.patches[-1].probability)
+        counts, enough = range(1, MAX_CLICKS + 1), TARGET_DSC - _NO_LESS
+        results = simulate(session, target_ijk, case.name, name, seed, counts, enough=enough)
+        while len(session.clicks) > 1:  # back to the first click, which costs nothing
+            session.undo()
+        quality = predicted_quality(session.state.patches[-1].probability)
+        needed = results[-1].clicks
         sessions.append({"structure": name, "clicks": needed, "quality": quality, "first_dsc": results[0].dsc})
     return sessions

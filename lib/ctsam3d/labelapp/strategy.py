@@ -100,14 +100,21 @@ def diverse_uncertain(pool: Pool, asked: Asked, rng: np.random.Generator) -> lis
 
 
 def _among_scored(pool: Pool, asked: Asked, rng: np.random.Generator, choose) -> list[Pick]:
-    """The choice among the scans that may hold a wanted structure and are scored; until there are any, at random."""
+    """The choice among the scans that may hold a wanted structure and are scored.
+
+    At random while there are none, or where the strategy finds none that is worth it.
+    """
     possible = [place for place, holds in enumerate(pool.holds) if holds is not False] or range(len(pool.images))
     scored = [place for place in possible if pool.images[place] in pool.scores]
     if not scored:
         picks = acquisition.foreground_random(pool.holds, asked.k, rng)
         return [Pick(pick.index, f"no free scan is scored yet; {pick.reason}") for pick in picks]
     more = f"; {len(scored)} of {len(possible)} scans are scored so far" if len(scored) < len(possible) else ""
-    return [Pick(scored[pick.index], pick.reason + more) for pick in choose(scored)]
+    picks = [Pick(scored[pick.index], pick.reason + more) for pick in choose(scored)]
+    if not picks:
+        rest = acquisition.foreground_random(pool.holds, asked.k, rng)
+        picks = [Pick(pick.index, f"no free scan is unlike what is labelled; {pick.reason}") for pick in rest]
+    return picks
 
 
 def _embeddings(pool: Pool, places) -> np.ndarray:

@@ -1,13 +1,13 @@
 """What is known of the scans of the pool: whether they can be used, and what the model says. Made in the background.
 
 Findings are appended to one file and kept by the content of the image, scores also by the version of the weights, so
-that nothing is computed twice and a restart loses nothing. Nobody waits for it: who chooses takes what is there.
+that nothing is computed twice and a restart loses nothing. At a restart the file is written anew where more than half
+of it is out of date. Nobody waits for it: who chooses takes what is there.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import threading
@@ -22,7 +22,7 @@ import numpy as np
 from monailabel.datastore.local import LocalDatastore
 from monailabel.interfaces.datastore import Datastore
 
-from ctsam3d.data.files import file_signature
+from ctsam3d.data.files import append_json, atomic_path, file_signature, read_json_lines
 from ctsam3d.data.io import read_labels, read_volume
 from ctsam3d.evaluation.scan_scores import ScanScores, mean_prototypes, prototypes_of, scan_scores
 from ctsam3d.labelapp.datalist import structure_values
@@ -30,11 +30,14 @@ from ctsam3d.labelapp.infer import ClickEngine
 from ctsam3d.labelapp.names import FINAL
 from ctsam3d.labelapp.requests import RequestError
 from ctsam3d.labelapp.sessions import Image, ImageCache
+from ctsam3d.segmenter import Segmenter
 from ctsam3d.volume import Volume
 
 logger = logging.getLogger(__name__)
 
 MAX_PROTOTYPES = 12  # structures of a labelled scan that are looked at
+KEPT_VERSIONS = 2  # the newest ones, whose scores are kept; and those of the one that scored most scans
+_SPARE_LINES = 1000  # of the file, that may be out of date before it is written anew
 _LEAST_CONTRAST = 100  # between the lowest and the highest value; a label map or an empty image has less
 
 
@@ -59,7 +62,7 @@ class Survey:
 
     def __init__(self, folder: str | os.PathLike, engine: ClickEngine, labels: Sequence[str] = (), max_scan_bytes=None):
         self.path, self._engine, self._labels = Path(folder) / "survey.jsonl", engine, labels
-        self._images = ImageCache(partial(read_volume, max_bytes=max_scan_bytes), max_bytes=1)  # the newest alone
+        self._read = partial(read_volume, max_bytes=max_scan_bytes)
         self._lock = threading.Lock()
         self._known: dict[str, Known] = {}
         self._scores: dict[str, dict[str, ScanScores]] = {}  # by version, by content
@@ -108,7 +111,7 @@ class Survey:
             with self._lock:
                 self._known[image] = known
                 if known.content:  # else it may read another time
-                    self._append({"image": image, **dataclasses.asdict(known)})
+                    append_json(self.path, [{"image": image, **dataclasses.asdict(known)}])
         if known.problem:
             logger.info("image %s is passed over: %s", image, known.problem)
         return known, found
@@ -137,21 +140,23 @@ class Survey:
 
     def _run(self, datastore: Datastore) -> None:
         try:
-            version = self._engine.segmenter().info.version
+            cache = ImageCache(self._read, max_bytes=1)  # the newest alone
             labelled = set(datastore.get_labeled_images())
             images = sorted(datastore.list_images(), key=lambda image: (image not in labelled, image))
             for image in images:
                 if self._closed or not threading.main_thread().is_alive():
                     return
+                segmenter = self._engine.segmenter()  # others may be published meanwhile
                 try:
-                    self._look(datastore, image, image in labelled, version)
+                    self._look(datastore, image, image in labelled, segmenter, cache)
                 except Exception:
                     logger.exception("image %s could not be looked at", image)
         except Exception:
             logger.exception("the pool could not be looked at")
 
-    def _look(self, datastore: Datastore, image: str, labelled: bool, version: str) -> None:
+    def _look(self, datastore: Datastore, image: str, labelled: bool, segmenter: Segmenter, cache: ImageCache) -> None:
         """One image: read, and scored where it can be and is not yet under this version."""
+        version = segmenter.info.version
         path = LocalDatastore.get_image_uri(datastore, image)
         if not path or not os.path.exists(path):
             return  # a series of an archive: none is fetched for this alone
@@ -159,10 +164,10 @@ class Survey:
         fresh = known is not None and known.signature == file_signature(path)
         if fresh and (known.problem or self._is_scored(known.content, version, labelled)):
             return
-        known, found = self._examined(image, path, partial(self._images.get, path))
+        known, found = self._examined(image, path, partial(cache.get, path))
         if found is None or known.problem or self._is_scored(known.content, version, labelled):
             return
-        self._score(found, version, self._masks(datastore, image, found.volume) if labelled else {})
+        self._score(found, segmenter, self._masks(datastore, image, found.volume) if labelled else {})
         if labelled:
             self._looked.add((known.content, version))
 
@@ -171,8 +176,8 @@ class Survey:
         done = not labelled or (content, version) in self._looked
         return found is not None and bool(found.prototypes or done)
 
-    def _score(self, image: Image, version: str, masks: Mapping) -> None:
-        segmenter = self._engine.segmenter()
+    def _score(self, image: Image, segmenter: Segmenter, masks: Mapping) -> None:
+        version = segmenter.info.version
         with self._lock:
             labelled = [scores.prototypes for scores in self._scores.get(version, {}).values() if scores.prototypes]
         rng = np.random.default_rng(zlib.crc32(image.content.encode()))
@@ -182,7 +187,8 @@ class Survey:
             found = dataclasses.replace(found, prototypes=own)
         with self._lock:
             self._scores.setdefault(version, {})[image.content] = found
-            self._append({"content": image.content, "version": version, **dataclasses.asdict(found)})
+            self._forget_old()
+            append_json(self.path, [_line(version, image.content, found)])
 
     def _masks(self, datastore: Datastore, image: str, volume: Volume) -> Mapping:
         """Of the structures of a final label; none where it cannot be read."""
@@ -200,27 +206,21 @@ class Survey:
 
     # ---- the file -------------------------------------------------------------------------------------------------
 
-    def _append(self, values: dict) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as lines:
-            lines.write(json.dumps(values) + "\n")
-
     def _load(self) -> None:
         with self._lock:
             if self._loaded:
                 return
-            self._loaded = True
-            try:
-                with open(self.path, encoding="utf-8", errors="replace") as lines:
-                    for line in lines:
-                        self._take(line)
-            except FileNotFoundError:
-                return
+            self._loaded, there = True, 0
+            for values in read_json_lines(self.path):
+                self._take(values)
+                there += 1
+            self._forget_old()
+            if there > 2 * (len(self._known) + sum(map(len, self._scores.values()))) + _SPARE_LINES:
+                self._write_anew()
 
-    def _take(self, line: str) -> None:
-        """A line of the file; one that a killed process has torn is left out, and made anew some time."""
+    def _take(self, values: dict) -> None:
+        """A line of the file; one that is not as it should be is left out, and made anew some time."""
         try:
-            values = json.loads(line)
             if "image" in values:
                 known = Known(tuple(values["signature"]), values["content"], values["problem"])
                 self._known[values["image"]] = known
@@ -230,6 +230,21 @@ class Survey:
                 self._scores.setdefault(values["version"], {})[values["content"]] = found
         except (ValueError, TypeError, KeyError, AttributeError):
             logger.warning("a line of %s cannot be read", self.path)
+
+    def _write_anew(self) -> None:
+        """The file with what is known, and nothing else."""
+        lines = [{"image": image, **dataclasses.asdict(known)} for image, known in self._known.items()]
+        lines += [_line(version, *entry) for version, found in self._scores.items() for entry in found.items()]
+        with atomic_path(self.path) as temporary:
+            append_json(temporary, lines)
+
+    def _forget_old(self) -> None:
+        """Drops the scores of versions that nobody will ask for; the caller holds the lock."""
+        versions = list(self._scores)
+        fullest = max(versions, key=lambda version: (len(self._scores[version]), versions.index(version)), default="")
+        for version in versions[:-KEPT_VERSIONS]:
+            if version != fullest:
+                del self._scores[version]
 
 
 def scan_problem(volume: Volume) -> str:
@@ -244,6 +259,10 @@ def scan_problem(volume: Volume) -> str:
     if high - low < _LEAST_CONTRAST:
         return f"shows nothing: its values are {low:g} to {high:g}"
     return ""
+
+
+def _line(version: str, content: str, scores: ScanScores) -> dict:
+    return {"content": content, "version": version, **dataclasses.asdict(scores)}
 
 
 def _mask(labels_ijk, values):

@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
-from ctsam3d.data.io import read_case, write_volume
+from ctsam3d.data.io import Case, read_case, write_volume
 from ctsam3d.evaluation import evaluate, find_cases
 from ctsam3d.labelapp.local_server import copy_app, local_server
 from ctsam3d.volume import Volume
@@ -63,28 +63,35 @@ def team_loop(
     with local_server(served, studies, out / "server.log") as server:
         client = MONAILabelClient(server.url, tmpdir=str(out))
         for case in cases:
-            _save_label(client, case, out)
-        stats = _train(client, server.url, options or {})
+            save_label(client, read_case(case), out)
+        stats = press_train(client, server.url, options or {})
     weights = served / "model" / MODEL / f"{stats['outcome']['candidate']}.safetensors"
     after = _measure(sets, weights, out / "after", clicks, seeds)
     return _write_report(out, about, stats, before, after, seeds)
 
 
-def _save_label(client: MONAILabelClient, folder: Path, out: Path) -> None:
-    """All structures of a case in one label map, as Slicer saves it: tag final, names in `label_info`."""
-    case = read_case(folder)
+def save_label(client: MONAILabelClient, case: Case, out: Path) -> None:
+    """All structures of a case in one label map, as Slicer saves it: tag final, names in `label_info`.
+
+    Args:
+        out: folder for the file on its way.
+    """
     labels_ijk = np.zeros(case.volume.shape_ijk, np.int16)
     for value, name in enumerate(case.names, start=1):
         labels_ijk[case.mask(name)] = value
-    path = out / f"{folder.name}_label.nii.gz"
+    path = out / f"{case.name}_label.nii.gz"
     write_volume(path, Volume(labels_ijk, case.volume.affine_ras_mm))
     info = [{"name": name, "idx": value} for value, name in enumerate(case.names, start=1)]
-    client.save_label(folder.name, str(path), tag="final", params={"label_info": info})
+    client.save_label(case.name, str(path), tag="final", params={"label_info": info})
     path.unlink()
 
 
-def _train(client: MONAILabelClient, url: str, options: dict) -> dict:
-    """Press Train and wait; the status at the end."""
+def press_train(client: MONAILabelClient, url: str, options: dict) -> dict:
+    """Press Train and wait; the status at the end.
+
+    Raises:
+        RuntimeError: the training fails.
+    """
     client.train_start(MODEL, options)
     with tqdm(desc="training", unit="step") as bar:
         while True:
