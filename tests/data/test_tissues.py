@@ -129,6 +129,36 @@ def test_a_limb_has_muscle_and_subcutaneous_fat_alone(spacing_mm):
     assert dsc(found == SUBCUTANEOUS, (r < 72) & (r > 54)) > 0.93
 
 
+@pytest.mark.parametrize("gap_mm", [4, 6])
+def test_fat_of_two_legs_that_do_not_touch_is_subcutaneous_all_around(gap_mm):
+    """Their muscles are 36 or 38 mm apart, as the muscles on both sides of a gap in the wall of a belly may be."""
+    shape, apart = (12, 60, 110), (148 + gap_mm) / 3
+    r = np.minimum(*(radius_mm(shape, MM3, (30, 54.5 + side * apart / 2)) for side in (-1, 1)))
+    hu = np.full(shape, AIR, np.int16)
+    for limit, value in ((74, 20), (72, FAT), (58, LEAN), (14, BONE), (8, FAT)):
+        hu[r < limit] = value
+    found = find_tissues(volume_of(hu)[0], np.zeros(shape, np.uint8)).labels_ijk
+    fat = (r < 69) & (r > 60)
+    between = fat & (np.abs(np.arange(shape[1])[:, None] - 30) < 8) & (np.abs(np.arange(shape[2]) - 54.5) < 8)
+    assert np.count_nonzero(between) > 200
+    assert (found[between] == SUBCUTANEOUS).mean() > 0.95 and (found[fat] == SUBCUTANEOUS).mean() > 0.95
+    assert dsc(found == MUSCLE, (r < 58) & (r > 14)) > 0.95
+
+
+def test_a_navel_opens_no_wall():
+    """A dimple of the skin over the gap between the straight muscles of the belly."""
+    hu, labels, r = belly()
+    y, x = np.arange(100)[:, None] - 49.5, np.arange(100) - 49.5
+    middle = (y < 0) & (np.abs(x) * 3 < 14)
+    hu[:, middle & (r[0] < 99) & (r[0] > 81)] = FAT  # the gap, 28 mm
+    dimple = (y < 0) & (np.abs(x) * 3 < 7) & (r[0] > 103)
+    hu[:, dimple] = AIR
+    found = find_tissues(volume_of(hu)[0], labels).labels_ijk
+    inside = (r < 78) & (labels == 0)
+    assert (found[inside] == VISCERAL).mean() > 0.95
+    assert dsc(found == SUBCUTANEOUS, (r < 129) & (r > 99) & (hu == FAT)) > 0.9
+
+
 def test_fat_inside_the_wall_is_visceral_and_outside_subcutaneous():
     hu, labels, r = belly()
     found = find_tissues(volume_of(hu)[0], labels).labels_ijk

@@ -119,6 +119,17 @@ def test_comparison_from_folders_to_pages(runs, tmp_path):
     assert "data:image/png" in (path.parent / "comparison.html").read_text(encoding="utf-8")
 
 
+def test_cases_that_were_trained_on_are_named(tmp_path):
+    for name, trained_on in (("a", ()), ("b", ("elsewhere", "case_2", "case_5"))):
+        run = RunInfo("w", name, "0", trained_on, tuple(CASES), (0, 1), 500, 1.5, 5.0, "cpu")
+        write_report(tmp_path / name, frame_of(), [], run)
+    text = compare(tmp_path / "a", tmp_path / "b", tmp_path / "out").read_text(encoding="utf-8")
+    assert (
+        "**Of the 6 cases some were trained on**, which flatters those weights: A on 0, B on 2 (case_2, case_5)" in text
+    )
+    assert "trained on" not in compare(tmp_path / "a", tmp_path / "a", tmp_path / "out").read_text(encoding="utf-8")
+
+
 def test_command_line_with_patients(runs, tmp_path, capsys):
     spec = importlib.util.spec_from_file_location("script_compare", SCRIPT)
     script = importlib.util.module_from_spec(spec)

@@ -48,6 +48,7 @@ def test_csv_has_the_agreed_columns_and_every_result(tmp_path):
     assert len(rows) == 6
     assert rows[1]["structure"] == "liver" and int(rows[1]["clicks"]) == 3 and float(rows[1]["dsc"]) == 0.9
     assert float(rows[3]["seconds"]) == 0.0 and int(rows[1]["patches"]) == 2
+    assert [(row["case"], row["trained_on"]) for row in rows[1:3]] == [("a", "False"), ("b", "True")]
 
 
 def test_report_says_what_was_run_and_the_means():
@@ -91,7 +92,8 @@ def test_a_frame_is_as_good_as_results_and_may_have_a_second_tolerance(tmp_path)
     frame = pd.DataFrame([vars(result) for result in results()]).assign(nsd_2mm=0.125)
     text = write_report(tmp_path, frame, [], RUN).read_text()
     assert "NSD at 5 mm" in text and "| **NSD at 2 mm** | **0.125** | **0.125** |" in text
-    pd.testing.assert_frame_equal(read_results(tmp_path), frame.assign(patient=frame["case"]), check_dtype=False)
+    written = frame.assign(patient=frame["case"], trained_on=frame["case"] == "b")
+    pd.testing.assert_frame_equal(read_results(tmp_path), written, check_dtype=False)
 
 
 def test_patients_are_those_that_the_run_names(tmp_path):
@@ -100,6 +102,12 @@ def test_patients_are_those_that_the_run_names(tmp_path):
     assert read_results(tmp_path)["patient"].tolist() == ["p"] * 6
     assert "- patients: 1\n" in text and "95 % interval |" not in text.split("## Clicks")[1].split("## ")[0]
     assert "- patients:" not in text_of(results()) and "| 95 % interval |" in text_of(results())
+
+
+def test_long_series_of_names_are_cut_before_others():
+    series = tuple(f"phantom_{n}" for n in range(40))
+    text = text_of(results(), replace(RUN, trained_on=(*series, "sts_001", "sts_002", "ts_example")))
+    assert "trained on: ts_example, sts_001, sts_002, phantom_0, phantom_1" in text and "and 13 others" in text
 
 
 def test_long_lists_of_names_are_cut():
@@ -149,11 +157,32 @@ def test_another_user_is_said_to_be_another():
 
 
 def test_cases_that_were_trained_on_are_counted_at_the_top():
-    assert "**1 of 2 cases were trained on**, which flatters these figures; the table" in text_of(results())
+    text = text_of(results())
+    assert "**1 of 2 cases were trained on**, which flatters these figures; the table" in text
+    assert "Without them DSC is **0.900** after 3 clicks." in text  # a's liver
     assert "**2 of 2 cases were trained on**, which flatters these figures." in text_of(
         results(), replace(RUN, trained_on=("a", "b"))
     )
     assert "were trained on**" not in text_of(results(), replace(RUN, trained_on=("phantoms",)))
+
+
+def test_cases_that_were_trained_on_are_marked_wherever_they_stand():
+    tumours = [Result(case, "tumour", 0, 1, dsc, dsc, 1.0, 1) for case, dsc in (("a", 0.2), ("b", 0.6))]
+    frame = results_frame(tumours)
+    shown = {("a", "tumour"): "a.png", ("b", "tumour"): "b.png"}
+    text = to_markdown(make_document(frame, [], RUN, GROUPS, None, shown))
+    section = {part.partition("\n")[0]: part for part in text.split("\n## ")}
+    assert "Best: tumour of b (trained on), DSC 0.600" in section["Best, median and worst"]
+    assert "worst: tumour of a, DSC 0.200" in section["Best, median and worst"]
+    assert "| a | tumour |" in section["Failures"] and "| b (trained on) | tumour |" in section["Failures"]
+    assert "| **DSC**, cases not trained on | **0.200** |" in section["Tumours"]
+    assert "| a | 1 |" in section["Cases"] and "| b (trained on) | 1 |" in section["Cases"]
+
+
+def test_structures_that_are_too_small_are_counted_in_the_head():
+    text = text_of(results(), skipped=[Skipped("a", "spleen", 41), Skipped("b", "unicorn", 0)])
+    assert "- left out as too small: 1 structures of cases" in text  # the other one is not there at all
+    assert "too small" not in text_of(results())
 
 
 def test_tumours_have_a_section():

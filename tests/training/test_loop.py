@@ -62,6 +62,15 @@ def test_what_a_run_leaves_and_reports(trained):
     assert loaded.notes["training"]["step"] == 4
 
 
+def test_weights_know_all_that_they_were_trained_on_before(tmp_path, sources, trained):
+    initial = dataclasses.replace(
+        checkpoint.load(trained[0] / "model.safetensors"), notes={"data": ["a_scan", "boxes"]}
+    )
+    run = Run(sources, QUICK, tmp_path, initial=initial)
+    run.save()
+    assert checkpoint.load(run.weights_path).notes["data"] == ["a_scan", "boxes"]
+
+
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, sources, trained):
     part = Run(sources, QUICK, tmp_path)
     part.resume()

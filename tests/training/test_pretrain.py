@@ -63,6 +63,7 @@ SHORT = PretrainingConfig(steps=3, patches=1, anchors=2, warmup=1)
 
 def test_a_run_in_two_pieces_ends_like_one_run(tmp_path, sources, monkeypatch):
     whole = checkpoint.load(pretrain(sources, SHORT, DRAWN, tmp_path / "whole", workers=0))
+    assert whole.notes["data"] == sorted(volume.name for source in sources for volume in source.volumes)
     from ctsam3d.training import pretrain as module
 
     learn, done = module._Pretraining.learn, []

@@ -24,6 +24,7 @@ _BONE_HU = 150.0
 _THIN_BONE_HU, _THIN_BONE_MM = 110.0, 6.0  # partial volume of a cortex, so near to what is surely bone
 _PLACE_MM = 3.0  # voxel size of the grid that places are found on
 _BRIDGE_MM = 20.0  # half the widest gap in the muscular wall that the hull bridges: linea alba, lumbar triangle
+_OVER_AIR_MM2, _UNDER_SKIN_MM = 50.0, 25.0  # air that a bridge spans to be none, and how deep fat under it is no wall
 _BEYOND_ORGANS_MM, _BEYOND_IN_THICK_FAT_MM = 25.0, 80.0  # how far visceral fat reaches past the organs
 _THICK_FAT_MM = 7.0  # half the thickness of fat that no gap between muscles holds
 _MARROW_MM2 = 4000.0  # the largest cross-section inside one bone: a tibial plateau; the chest is larger
@@ -137,7 +138,7 @@ def find_places(grid: Coarse) -> Places:
     bone = bone_region(grid)
     air = deep_air(grid)
     organs = organ_space(grid, air)
-    envelope = muscle_envelope(grid, organs | air)
+    envelope = muscle_envelope(grid, organs | air, skin_air(grid, air))
     under_skin = grid.body & ~envelope
     subcutaneous = ndimage.binary_dilation(_reaching_outside(under_skin, grid.body)) & grid.body
     organs |= thick_organs(grid, bone, air, subcutaneous)
@@ -202,6 +203,18 @@ def deep_air(grid: Coarse) -> np.ndarray:
     return np.concatenate([[False], keep])[parts]
 
 
+def skin_air(grid: Coarse, air: np.ndarray) -> np.ndarray:
+    """Air outside, and in gaps between limbs or folds of skin so narrow that the body closes over them.
+
+    Such a gap may be thinner than a block, so that all that is darker than fat counts.
+
+    Args:
+        air: see `deep_air`.
+    """
+    narrow = (grid.hu < FAT_HU[0]) & ~air & (grid.distance_mm(grid.metal) > _STREAKS_MM)
+    return ~grid.body | narrow
+
+
 def organ_space(grid: Coarse, air: np.ndarray) -> np.ndarray:
     """What organs and the air in them span: the convex hull of each axial slice."""
     seeds = air | grid.among(_ORGANS)
@@ -243,8 +256,11 @@ def _convex_hull(plane: np.ndarray) -> np.ndarray:
     return out
 
 
-def muscle_envelope(grid: Coarse, organs: np.ndarray) -> np.ndarray:
-    """The hull of muscles, bones and organs: closed over gaps of up to 40 mm in each axial slice, and filled."""
+def muscle_envelope(grid: Coarse, organs: np.ndarray, skin_air: np.ndarray) -> np.ndarray:
+    """The hull of muscles, bones and organs: closed over gaps of up to 40 mm in each axial slice, and filled.
+
+    What closing lays over the air beside the skin, from leg to leg or from arm to trunk, is no wall.
+    """
     lean = (grid.hu > MUSCLE_HU[0]) & grid.body
     lean &= grid.distance_mm(~grid.body) > 2 * SKIN_MM
     solid = cc3d.dust(lean, threshold=int(_LEAST_SOLID_ML / grid.voxel_ml), connectivity=6) | organs
@@ -254,7 +270,21 @@ def muscle_envelope(grid: Coarse, organs: np.ndarray) -> np.ndarray:
     bridged = edt.edt(~padded, anisotropy=within_slice, black_border=False) <= _BRIDGE_MM
     closed = edt.edt(bridged, anisotropy=within_slice, black_border=False) > _BRIDGE_MM
     closed = closed[tuple(slice(m, n - m) for m, n in zip(margin, closed.shape))] | solid
-    return np.stack([ndimage.binary_fill_holes(plane) for plane in closed]) & grid.body
+    envelope = np.stack([ndimage.binary_fill_holes(plane) for plane in closed])
+    under_skin = grid.distance_mm(skin_air) <= _UNDER_SKIN_MM
+    least = _OVER_AIR_MM2 / (grid.spacing_mm[1] * grid.spacing_mm[2])
+    for k, plane in enumerate(closed):
+        bridges, enclosed = plane & ~solid[k], envelope[k] & ~plane
+        no_wall = _parts_with(bridges, skin_air[k], least) | _parts_with(enclosed, ~grid.body[k], least)
+        envelope[k] &= ~(no_wall & under_skin[k])
+    return envelope & grid.body
+
+
+def _parts_with(plane: np.ndarray, other: np.ndarray, least: float) -> np.ndarray:
+    """The parts of a 2D mask that have at least `least` voxels in another one."""
+    parts, count = ndimage.label(plane)
+    shared = np.bincount(parts[other], minlength=count + 1)
+    return ((shared >= least) & (np.arange(count + 1) > 0))[parts]
 
 
 def _reaching_outside(region: np.ndarray, body: np.ndarray) -> np.ndarray:

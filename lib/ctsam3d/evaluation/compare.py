@@ -211,7 +211,18 @@ def _head(a, b, frame_a: pd.DataFrame, frame_b: pd.DataFrame, both: pd.DataFrame
     ]
     if "tolerance_mm" in about_a and about_a["tolerance_mm"] != about_b.get("tolerance_mm", about_a["tolerance_mm"]):
         lines.append("**The two NSD have different tolerances and cannot be compared.**")
+    lines += _seen(both, about_a, about_b)
     return (*lines, f"command: `{command}`") if command else tuple(lines)
+
+
+def _seen(both: pd.DataFrame, about_a: Mapping, about_b: Mapping) -> list[str]:
+    """What each run's weights were trained on among the cases of both; nothing where that is none of them."""
+    cases = list(dict.fromkeys(both["case"]))
+    seen = [[case for case in cases if case in about.get("trained_on", ())] for about in (about_a, about_b)]
+    if not any(seen):
+        return []
+    lists = (f"{name} on {len(own)}{' (' + ', '.join(own) + ')' if own else ''}" for name, own in zip("AB", seen))
+    return [f"**Of the {len(cases)} cases some were trained on**, which flatters those weights: {', '.join(lists)}"]
 
 
 def _about(path: str | os.PathLike) -> dict:

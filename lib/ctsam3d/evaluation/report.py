@@ -24,7 +24,7 @@ from ctsam3d.evaluation.simulate import Result
 
 __all__ = ["COLUMNS", "RunInfo", "Skipped", "read_results", "results_frame", "write_document", "write_report"]
 
-COLUMNS = (*(field.name for field in dataclasses.fields(Result)), "patient")
+COLUMNS = (*(field.name for field in dataclasses.fields(Result)), "patient", "trained_on")
 PICTURES = "overlays"  # folder of the pictures of masks, in that of the report
 
 
@@ -53,6 +53,7 @@ def write_report(
         why = f"{len(skipped)} were skipped: absent, or fewer than {run.min_voxels} voxels of {run.spacing_mm:g} mm"
         raise ValueError(f"results must hold at least one structure, got none; {why}")
     folder, frame = Path(folder), results_frame(results, run.patients)
+    frame = frame.assign(trained_on=frame["case"].isin(run.trained_on))
     with atomic_path(folder / "results.csv") as path:
         frame.to_csv(path, index=False, float_format="%.6f")
     _write_text(folder / "report.json", json.dumps({"run": dataclasses.asdict(run)}, indent=1) + "\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -11,7 +13,7 @@ from ctsam3d.evaluation.report_cost import NetworkCost
 from ctsam3d.evaluation.report_document import Block, Bullets, Document, KeyFigures, Picture, Section, Table
 from ctsam3d.evaluation.report_groups import is_tumour
 from ctsam3d.evaluation.report_run import USERS, RunInfo, Skipped
-from ctsam3d.evaluation.report_tables import clicks_text, number, span
+from ctsam3d.evaluation.report_tables import case_text, clicks_text, number, span
 from ctsam3d.evaluation.statistics import auc, noc, patient_means
 
 _MOST_NAMES = 30  # of cases, in a line
@@ -35,7 +37,7 @@ def make_document(
     names, published = report_tables.score_names(frame, run.tolerance_mm), run.published
     sections = [
         Section("In short", (_key_figures(frame, names), *_warning(frame, run))),
-        Section("What was run", (Bullets(_head(frame, run)),)),
+        Section("What was run", (Bullets(_head(frame, skipped, run)),)),
         Section("Organs", (report_tables.organ_table(frame, names, run.trained_on, published), *_organ_notes(run))),
         Section(
             "Clicks",
@@ -45,7 +47,7 @@ def make_document(
                 Picture("clicks.png", "Scores against clicks: mean over structures, its 95 % interval, and by group"),
             ),
         ),
-        *_tumours(frame, names),
+        *_tumours(frame, names, run),
         Section(
             "Groups",
             (
@@ -54,8 +56,8 @@ def make_document(
             ),
         ),
         Section("Structures", _structures(frame, names)),
-        *_examples(frame, pictures),
-        Section("Failures", _failures(frame)),
+        *_examples(frame, pictures, run),
+        Section("Failures", _failures(frame, run)),
         Section("Network, time and memory", _network(frame, run, cost)),
         Section("Beside the paper", _paper(run, published)),
         Section("Cases", (report_tables.case_table(frame, run.trained_on),)),
@@ -95,22 +97,27 @@ def _warning(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
     seen = sum(case in run.trained_on for case in cases)
     if not seen:
         return ()
-    apart = "; the table of clicks tells them apart" if seen < len(cases) else ""
+    apart = ""
+    if seen < len(cases):
+        others, clicks = frame[~frame["case"].isin(run.trained_on)], report_tables.headline_clicks(frame)
+        dsc = number(report_tables.structure_means(others, "dsc")[clicks].mean())
+        apart = f"; the table of clicks tells them apart. Without them DSC is **{dsc}** after {clicks_text(clicks)}"
     return (f"**{seen} of {len(cases)} cases were trained on**, which flatters these figures{apart}.",)
 
 
-def _head(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
+def _head(frame: pd.DataFrame, skipped: Sequence[Skipped], run: RunInfo) -> tuple[str, ...]:
     runs = len(frame[["case", "structure", "seed"]].drop_duplicates())
-    cases = [f"{name} (trained on)" if name in run.trained_on else name for name in run.cases]
-    patients = len(set(frame["patient"]))
+    cases = [case_text(name, run.trained_on) for name in run.cases]
+    patients, small = len(set(frame["patient"])), sum(one.voxels > 0 for one in skipped)
     lines = [
         f"weights: `{run.weights}`, version `{run.version}`, SHA-256 `{run.sha256}`",
-        f"trained on: {_listed(run.trained_on) or 'not said in the weights'}",
+        f"trained on: {_listed(_rare_first(run.trained_on)) or 'not said in the weights'}",
         *([f"data set: {paper.TITLES[run.dataset]}"] if run.dataset else []),
         f"cases: {_listed(cases)}",
         *([f"patients: {patients}"] if patients < frame["case"].nunique() else []),
         f"seeds: {', '.join(map(str, run.seeds))}",
         f"structures: {frame['structure'].nunique()}; runs (case, structure, seed): {runs}",
+        *([f"left out as too small: {small} structures of cases, listed under Skipped"] if small else []),
         f"user: {USERS.get(run.user, run.user)}",
         f"scores: on the scan's own grid; NSD at a tolerance of {run.tolerance_mm:g} mm",
         "empty masks: one that stays empty scores 0; a structure that a case does not have is not clicked and does not "
@@ -121,6 +128,13 @@ def _head(frame: pd.DataFrame, run: RunInfo) -> tuple[str, ...]:
         f"a click {'spreads from patch to patch' if run.expand else 'segments its own patch alone'}",
     ]
     return (*lines, f"command: `{run.command}`") if run.command else tuple(lines)
+
+
+def _rare_first(names: Sequence[str]) -> list[str]:
+    """Names of a long series (phantom_1, phantom_2, …) last, so that what is cut off is more of the same."""
+    series = [re.sub(r"\d+", "", name) for name in names]
+    sizes = Counter(series)
+    return [name for _, name in sorted(zip(series, names), key=lambda pair: sizes[pair[0]])]
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -143,11 +157,12 @@ def _sources(published: Sequence[paper.Published]) -> list[tuple[str, str]]:
     return list(dict.fromkeys((row.method, row.source) for row in published if row.clicks and not row.structure))
 
 
-def _tumours(frame: pd.DataFrame, names: Mapping[str, str]) -> tuple[Section, ...]:
+def _tumours(frame: pd.DataFrame, names: Mapping[str, str], run: RunInfo) -> tuple[Section, ...]:
     tumours = frame[frame["structure"].map(is_tumour)]
     if tumours.empty:
         return ()
-    return (Section("Tumours", tuple(report_tables.score_table(tumours, s, name) for s, name in names.items())),)
+    each = (report_tables.score_table(tumours, score, name) for score, name in names.items())
+    return (Section("Tumours", (report_tables.click_table(tumours, names, run.trained_on), *each)),)
 
 
 def _structures(frame: pd.DataFrame, names: Mapping[str, str]) -> tuple[Block, ...]:
@@ -175,14 +190,15 @@ def examples(frame: pd.DataFrame) -> dict[tuple[str, str], str]:
     return places
 
 
-def _examples(frame: pd.DataFrame, pictures: Mapping[tuple[str, str], str]) -> tuple[Section, ...]:
+def _examples(frame: pd.DataFrame, pictures: Mapping[tuple[str, str], str], run: RunInfo) -> tuple[Section, ...]:
     """Those of the `examples` that there is a picture of."""
     shown = []
     for key, place in examples(frame).items():
         if key in pictures:
             own = frame[(frame["case"] == key[0]) & (frame["structure"] == key[1])]
             last = own[own["seed"] == own["seed"].min()].sort_values("clicks").iloc[-1]
-            text = f"{place}: {key[1]} of {key[0]}, DSC {number(last['dsc'])} after {clicks_text(last['clicks'])}"
+            text = f"{place}: {key[1]} of {case_text(key[0], run.trained_on)}, "
+            text += f"DSC {number(last['dsc'])} after {clicks_text(last['clicks'])}"
             shown.append(Picture(pictures[key], text, chart=False))
     if not shown:
         return ()
@@ -190,10 +206,10 @@ def _examples(frame: pd.DataFrame, pictures: Mapping[tuple[str, str], str]) -> t
     return (Section("Best, median and worst", (f"By DSC, of {len(of)} structures of cases; first user.", *shown)),)
 
 
-def _failures(frame: pd.DataFrame) -> tuple[Block, ...]:
+def _failures(frame: pd.DataFrame, run: RunInfo) -> tuple[Block, ...]:
     blocks: list[Block] = []
     target = report_tables.TARGETS[0]
-    table, count = report_tables.failure_table(frame, target)
+    table, count = report_tables.failure_table(frame, target, run.trained_on)
     if not count:
         return (f"Every run reached a DSC of {target:g}.",)
     blocks.append(f"{count} runs never reached a DSC of {target:g}.")

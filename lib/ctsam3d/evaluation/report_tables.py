@@ -79,6 +79,11 @@ def span(low_high: tuple[float, float], digits: int = 3) -> str:
     return "–" if not math.isfinite(low) else f"{low:.{digits}f} to {high:.{digits}f}"
 
 
+def case_text(case: str, trained_on: Collection[str]) -> str:
+    """The name of a case, with a mark where it was trained on."""
+    return f"{case} (trained on)" if case in trained_on else case
+
+
 def clicks_text(count: int) -> str:
     return f"{count} click{'s' * (count > 1)}"
 
@@ -200,15 +205,17 @@ def case_table(frame: pd.DataFrame, trained_on: Collection[str]) -> Table:
     means, counts = by_case(frame, "dsc"), frame.groupby("case", sort=False)["structure"].nunique()
     rows = []
     for case in means.index:
-        name = f"{case} (trained on)" if case in trained_on else case
-        rows.append((name, str(counts[case]), *map(number, means.loc[case])))
+        rows.append((case_text(case, trained_on), str(counts[case]), *map(number, means.loc[case])))
     return Table(("case", "structures", *map(clicks_text, means.columns)), tuple(rows), "DSC, mean over structures.")
 
 
-def failure_table(frame: pd.DataFrame, target: float, most: int = MAX_FAILURES) -> tuple[Table, int]:
+def failure_table(
+    frame: pd.DataFrame, target: float, trained_on: Collection[str] = (), most: int = MAX_FAILURES
+) -> tuple[Table, int]:
     """The runs that never reached a DSC, the worst first, and how many there are.
 
     Args:
+        trained_on: names of cases.
         most: rows of the table.
     """
     found = noc(frame, target)
@@ -216,8 +223,8 @@ def failure_table(frame: pd.DataFrame, target: float, most: int = MAX_FAILURES) 
     ends = frame.sort_values("clicks", kind="stable").groupby(_RUN, sort=False)["dsc"].agg(["last", "max"])
     listed = found.join(ends, on=_RUN).sort_values(["last", *_RUN], kind="stable").head(most)
     rows = tuple(
-        (row.case, row.structure, str(row.seed), str(row.clicks), number(row.last), number(row.max))
-        for row in listed.itertuples()
+        (case_text(r.case, trained_on), r.structure, str(r.seed), str(r.clicks), number(r.last), number(r.max))
+        for r in listed.itertuples()
     )
     return Table(("case", "structure", "seed", "clicks", "DSC at the end", "best DSC on the way"), rows), len(found)
 

@@ -139,7 +139,7 @@ class Run:
         device: of this process.
         save_every: steps between two states.
         initial: weights to start from; fresh ones where None.
-        notes: stored with the weights, beside the names of the volumes and the configuration.
+        notes: stored with the weights, beside the configuration and the names of the volumes, of `initial` too.
         half: store the weights in half precision.
     """
 
@@ -161,6 +161,7 @@ class Run:
             raise ValueError("frozen_statistics must be False where there are no initial weights, got True")
         self.sources, self.config, self.out, self.save_every = sources, config, out, save_every
         self.initial_sha256 = initial.sha256 if initial else None
+        self.initial_data = initial.notes.get("data", ()) if initial else ()
         self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
         self.notes, self.half, self.device = notes or {}, half, torch.device(device)
         self.pairs = config.batch_size * config.accumulate * processes.count()  # a step
@@ -282,7 +283,8 @@ class Run:
     def _save_weights(self) -> None:
         volumes = [volume for source in self.sources for volume in source.volumes]
         training = {**dataclasses.asdict(self.config), "step": self.step, "steps": self.steps}
-        notes = {**self.notes, "data": sorted({volume.name for volume in volumes}), "training": training}
+        data = sorted({*map(str, self.initial_data), *(volume.name for volume in volumes)})
+        notes = {**self.notes, "data": data, "training": training}
         version = f"{self.config.preset or 'trained'}-step{self.step}"
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
         feedback = FEEDBACK_PASSES if self.config.feedback else 0

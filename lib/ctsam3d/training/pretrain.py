@@ -196,7 +196,8 @@ def pretrain(
             bar.update()
             if run.step % save_every == 0 or run.step == config.steps:
                 run.save()
-    notes = {"pretraining": dataclasses.asdict(config)}
+    data = sorted({volume.name for source in sources for volume in source.volumes})
+    notes = {"data": data, "pretraining": dataclasses.asdict(config)}
     content = checkpoint.Checkpoint(run.network, drawn.hu_window, SPACING_MM, (), "pretrained", notes=notes)
     checkpoint.save(path, content)
     return path
