@@ -1,5 +1,6 @@
 """OHIF's files as they are served: nothing in them that asks another host when a page opens; its panel mended."""
 
+import json
 import shutil
 import subprocess
 
@@ -31,7 +32,7 @@ def test_ohif_asks_nobody_for_fonts(client):
     assert '<div id="root"' in client.get("/ohif/viewer").text
 
 
-def test_of_ohifs_scripts_one_is_mended_and_nothing_of_it_forgotten(client, tmp_path):
+def test_of_ohifs_scripts_one_is_mended_and_nothing_of_it_forgotten(client):
     scripts = sorted((STATIC / "ohif").glob("*.js"))
     (script,) = (path for path in scripts if mended_script(path) is not None)
     text = script.read_text()
@@ -43,6 +44,27 @@ def test_of_ohifs_scripts_one_is_mended_and_nothing_of_it_forgotten(client, tmp_
     assert "onChangeStrategy" not in reply.text and "MONAILABEL_SERVER_URL', 'http" not in reply.text
     other = next(path for path in scripts if path != script)
     assert client.get(f"/ohif/{other.name}").content == other.read_bytes()
-    if shutil.which("node"):
-        (tmp_path / "panel.js").write_text(reply.text)
-        subprocess.run(["node", "--check", tmp_path / "panel.js"], check=True, timeout=60)
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="there is no node")
+@pytest.mark.parametrize(
+    ("stats", "pressed", "bar", "words"),
+    [
+        ({}, False, "0%", "Not Running"),
+        ({}, True, "0%", "starting"),
+        ({"epoch": 9, "total_epochs": 9, "total_time": "0:01:00"}, True, "0%", "starting"),  # the one before
+        ({"total_epochs": 10, "state": "preparing phantoms"}, True, "0%", "preparing phantoms"),
+        ({"epoch": 3, "total_epochs": 10, "state": "training"}, True, "30%", "3/10 epochs completed"),
+        ({"epoch": 3, "total_epochs": 10, "state": "stopped", "total_time": "stopped"}, False, "0%", "Not Running"),
+    ],
+)
+def test_what_the_panel_says_of_a_training(tmp_path, stats, pressed, bar, words):
+    (text,) = filter(None, map(mended_script, sorted((STATIC / "ohif").glob("*.js"))))
+    (tmp_path / "panel.js").write_text(text)
+    subprocess.run(["node", "--check", tmp_path / "panel.js"], check=True, timeout=60)
+    begin = text.index("const ts = this.props.info.data.train_stats")
+    body = text[begin : text.index("const accuracy = ", begin)]
+    panel = {"props": {"info": {"data": {"train_stats": {"ctsam3d": stats}}}}, "state": {"training": pressed}}
+    shown = f"(function () {{ {body}; return [training, trainingTip]; }}).call({json.dumps(panel)})"
+    said = subprocess.run(["node", "-p", f"JSON.stringify({shown})"], capture_output=True, text=True, timeout=60)
+    assert json.loads(said.stdout) == [bar, words], said.stderr

@@ -5,7 +5,7 @@ import { Ohif } from "./ohif.mjs";
 
 const MODEL = "ctsam3d";
 
-run(async ({ page }, { out, url, study, options }, result) => {
+run(async ({ page }, { out, url, study }, result) => {
   const ohif = new Ohif(page, out, url);
   const info = async () => (await (await page.request.get(`${url}/info/`)).json()).train_stats[MODEL];
   try {
@@ -20,7 +20,7 @@ run(async ({ page }, { out, url, study, options }, result) => {
     await ohif.openLearning();
     await ohif.picture("opened");
 
-    await ohif.options(MODEL, { ...options, max_epochs: 1000 }, "train");
+    await ohif.options(MODEL, { max_epochs: 1000 }, "train");
     await ohif.pressTraining("Update Model", "Stop Training");
     await ohif.until(async () => ((await info()).epoch ?? 0) >= 2);
     await ohif.until(async () => /^([2-9]|\d{2,})\/1000 epochs/.test((await ohif.bars()).Training));
@@ -30,7 +30,7 @@ run(async ({ page }, { out, url, study, options }, result) => {
     await ohif.until(async () => (await ohif.bars()).Training === "Not Running");
     result.stopped = await info();
 
-    await ohif.options(MODEL, { ...options, max_epochs: 1 }, "train");
+    await ohif.options(MODEL, { max_epochs: 1 }, "train");
     await ohif.pressTraining("Update Model", "Stop Training");
     await ohif.button("Update Model").waitFor(); // by itself
     result.ended = await ohif.bars();

@@ -73,7 +73,7 @@ def _first_step(url: str) -> dict:
     end, stats = time.monotonic() + _BEGIN_SECONDS, {}
     while time.monotonic() < end:
         stats = _stats(url)
-        if stats.get("step", 0) >= 1:
+        if stats.get("state") == "training" and stats.get("step", 0) >= 1:
             return stats
         if stats.get("state") in ("failed", "done"):
             break

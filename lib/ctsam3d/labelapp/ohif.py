@@ -63,6 +63,13 @@ let watched = false;
     }, 3000);
     this.componentWillUnmount = () => clearInterval(timer);
     const training = await this.props.client().is_train_running();""",
+    # Before its first epoch, and where there never was one, a training looks like one at its end.
+    "const epochs = ts ? ts.total_time ? 0 : ts.epoch ? ts.epoch : 1 : 0;": (
+        "const epochs = ts && !ts.total_time && ts.epoch || 0;"
+    ),
+    "' epochs completed' : 'Not Running';": (
+        "' epochs completed' : this.state.training ? ts && !ts.total_time && ts.state || 'starting' : 'Not Running';"
+    ),
     # It looks for the server at port 8000, or where a server on the same host was found the last time.
     "CookieUtils.getCookieString('MONAILABEL_SERVER_URL', "
     "'http://' + window.location.host.split(':')[0] + ':8000/')": "window.location.origin + '/'",
