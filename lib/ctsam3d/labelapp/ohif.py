@@ -60,6 +60,7 @@ let watched = false;
       const { datastore, train_stats } = found.data;
       Object.assign(this.props.info.data, { datastore, train_stats });
       this.setState(training || !watched ? {} : { training: false });
+      watched = Object.values(train_stats).some(one => one.state && !one.total_time);
     }, 3000);
     this.componentWillUnmount = () => clearInterval(timer);
     const training = await this.props.client().is_train_running();""",
