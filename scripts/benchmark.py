@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Measure here: tables on the screen, and with --out the same as JSON. Times are medians of one run.
 
 click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
