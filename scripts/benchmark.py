@@ -3,10 +3,11 @@
 
 click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
 512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
-goes. load: many clients at once against a server. soak: the memory of a server over many clicks. evaluation: what the
-harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at random moments while clients
-save labels, and what is left of them; it ends with status 1 where anything is lost. next_sample: how long Next Sample
-takes in a large pool that is scored.
+goes. load: many clients at once against a server, which with --beside-training trains meanwhile; --compare: whether
+each gets the mask that it gets alone, else status 1. soak: the memory of a server over many clicks. evaluation: what
+the harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at random moments while
+clients save labels, and what is left of them; it ends with status 1 where anything is lost. next_sample: how long Next
+Sample takes in a large pool that is scored.
 """
 
 import argparse
@@ -46,8 +47,10 @@ def _training(arguments: argparse.Namespace) -> dict:
 
 
 def _load(arguments: argparse.Namespace) -> dict:
-    found = benchmark_load(APP, arguments.clients, arguments.clicks, _conf(arguments), expand=arguments.expand)
-    return {"load": found.rows, "failures": [{"failure": reason} for reason in found.failures]}
+    a = arguments
+    found = benchmark_load(APP, a.clients, a.clicks, _conf(a), a.beside_training, a.compare, a.expand)
+    failures = [{"failure": reason} for reason in found.failures]
+    return {"load": found.rows, "training": found.training, "failures": failures}
 
 
 def _soak(arguments: argparse.Namespace) -> dict:
@@ -102,6 +105,10 @@ def _parser() -> argparse.ArgumentParser:
     load.set_defaults(run=_load)
     load.add_argument("--clients", type=int, default=16)
     load.add_argument("--clicks", type=int, default=20, help="of each client")
+    load.add_argument("--beside-training", action="store_true", help="a training runs on the server meanwhile")
+    load.add_argument(
+        "--compare", action="store_true", help="status 1 where a client's last mask is not the one that it gets alone"
+    )
     soak.set_defaults(run=_soak)
     soak.add_argument("--clicks", type=int, default=2000)
     evaluation.set_defaults(run=_evaluation)
@@ -137,7 +144,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out:
         about = {"device": arguments.device, "weights": getattr(arguments, "weights", "fresh")}
         write_results(arguments.out, tables, shlex.join(["scripts/benchmark.py", *(argv or sys.argv[1:])]), about)
-    if arguments.what == "crash" and tables["failures"]:
+    if (arguments.what == "crash" or getattr(arguments, "compare", False)) and tables["failures"]:
         sys.exit(1)
 
 

@@ -36,11 +36,11 @@ class Archive:
     def add(self, folder):
         self.stored += [pydicom.dcmread(file) for file in folder.iterdir()]
 
-    def search_for_series(self, search_filters):
-        self.asked.append(search_filters)
+    def search_for_series(self, search_filters, offset=0):
+        self.asked.append((search_filters, offset))
         ((keyword, value),) = search_filters.items()
         found = {one.SeriesInstanceUID: one for one in self.stored if one.get(keyword) == value}
-        return [one.to_json_dict() for one in found.values()]
+        return [one.to_json_dict() for one in found.values()][offset:]
 
     def retrieve_series(self, study, series):
         return [one for one in self.stored if one.SeriesInstanceUID == series]
@@ -166,7 +166,7 @@ def test_lists_are_asked_for_again_but_not_at_every_call(site, tmp_path, monkeyp
     monkeypatch.setattr(archive_store.time, "monotonic", lambda: now[0])
     for _ in range(5):
         site.store.status()
-    assert len(site.archive.asked) == 2  # images, segmentations
+    assert site.archive.asked == [({"Modality": "CT"}, 0), ({"Modality": "CT"}, 1), ({"Modality": "SEG"}, 0)]
     site.archive.add(write_series(tmp_path / "more", SeriesInstanceUID="1.2.3.4")[0])
     now[0] += 3.1
     assert site.store.list_images() == [site.image, "1.2.3.4"]

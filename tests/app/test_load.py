@@ -10,16 +10,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tests.app.test_train_server import SMALL
 
 from ctsam3d.data.labels import VALUE_OF
 from ctsam3d.expansion import QUIET, TIME
 from ctsam3d.labelapp.load import (
     Answer,
     Clicking,
+    Load,
     Soak,
     Study,
     _soak_steps,
     ask,
+    benchmark_load,
+    differences,
     load,
     rss_mb,
     soak,
@@ -77,6 +81,25 @@ def test_clients_at_once_whose_masks_expand_get_what_they_get_alone(served):
     for one, other in zip(together.labels, alone.labels):
         assert one.any()
         assert np.array_equal(one, other)
+
+
+@pytest.mark.slow
+def test_clients_beside_a_training_get_what_they_get_alone(tmp_path):
+    app = copy_app(APP, tmp_path / "app")
+    with open(app / "main.py", "a", encoding="utf-8") as main:
+        main.write(SMALL)
+    size = number("CTSAM3D_LOAD_CLIENTS", 4), number("CTSAM3D_LOAD_CLICKS", 5)
+    found = benchmark_load(app, *size, {}, training=True, compare=True, expand=False)
+    assert found.failures == [] and len(found.labels) == size[0]
+    assert [row["request"] for row in found.rows] == ["click", "/info/", "click, alone", "/info/, alone"]
+    (trained,) = found.training
+    assert trained["to step"] >= trained["from step"] >= 1
+
+
+def test_differences_between_masks_are_told():
+    one, other = np.zeros((2, 3, 4), np.uint8), np.ones((2, 3, 4), np.uint8)
+    found = differences(Load([], [one, other, None, one], []), Load([], [one, one, one, None], []))
+    assert found == ["client 1: 24 voxels are not as when it is alone"]
 
 
 @pytest.mark.slow

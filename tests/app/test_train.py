@@ -48,6 +48,7 @@ def test_a_killed_training_is_told_as_stopped(tmp_path):
     status.update(state="training", epoch=3, seconds_left=9)
     stopped = read_status(status.path)
     assert (stopped["state"], stopped["epoch"]) == (STOPPED, 3) and "seconds_left" not in stopped
+    assert stopped["total_time"]  # OHIF and Slicer take it for over
     with only_training(tmp_path):
         assert read_status(status.path)["state"] == "training"
     status.path.write_text("{half")

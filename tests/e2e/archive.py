@@ -6,16 +6,19 @@ import shutil
 import subprocess
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import pydicom
 import pytest
 import requests
 from nibabel.affines import apply_affine
 from pydicom.uid import generate_uid
 from scipy import ndimage
 from tests.app.conftest import free_port, stop
+from tests.app.labelling import patients
 from tests.data.test_dicom import slice_of, write_slices
 
 from ctsam3d.data.io import read_case
@@ -31,6 +34,44 @@ class Slab(NamedTuple):
     files: list[Path]
     inside_lps: list[float]
     beside_lps: list[float]
+
+
+class Study(NamedTuple):
+    """What the archive holds of a patient: a study of one series, and copies of its files."""
+
+    uid: str
+    series: str
+    slices: Path
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A running archive with studies of two patients; the first one is of `slab`.
+
+    Attributes:
+        url: of its REST interface; DICOMweb is below it.
+    """
+
+    url: str
+    slab: Slab
+    studies: tuple[Study, Study]
+
+    @property
+    def dicom_web(self) -> str:
+        return f"{self.url}/dicom-web"
+
+    def segmentations(self, study: Study) -> list[str]:
+        """Series of the study that hold a DICOM SEG, by QIDO-RS."""
+        place = f"{self.dicom_web}/studies/{study.uid}/series"
+        found = requests.get(place, params={"Modality": "SEG"}, timeout=30).json()
+        return [one["0020000E"]["Value"][0] for one in found]
+
+    def instance(self, series: str, path: Path) -> Path:
+        """The only object of a series."""
+        found = requests.post(f"{self.url}/tools/lookup", data=series, timeout=30).json()
+        inner = requests.get(f"{self.url}/series/{found[0]['ID']}", timeout=30).json()["Instances"]
+        path.write_bytes(requests.get(f"{self.url}/instances/{inner[0]}/file", timeout=60).content)
+        return path
 
 
 @contextlib.contextmanager
@@ -62,6 +103,27 @@ def running_orthanc(work: Path) -> Iterator[str]:
         yield url
     finally:
         stop(process)
+
+
+def fill(url: str, work: Path, slab: Slab) -> Archive:
+    """Stores the series, and another one of another patient, a unit brighter; training may learn from both."""
+    studies = []
+    for number, patient in enumerate(patients(False, 2)):
+        uids = {"StudyInstanceUID": generate_uid(), "SeriesInstanceUID": generate_uid()}
+        uids |= {"FrameOfReferenceUID": generate_uid(), "PatientID": patient, "PatientName": f"Patient^{number + 1}"}
+        slices = work / f"slices{number}"
+        slices.mkdir()
+        for file in slab.files:
+            dataset = pydicom.dcmread(file)
+            for keyword, value in {**uids, "SOPInstanceUID": generate_uid()}.items():
+                setattr(dataset, keyword, value)
+            dataset.file_meta.MediaStorageSOPInstanceUID = dataset.SOPInstanceUID
+            dataset.PixelData = (dataset.pixel_array + number).astype(dataset.pixel_array.dtype).tobytes()
+            dataset.save_as(slices / file.name)
+            body = (slices / file.name).read_bytes()
+            requests.post(f"{url}/instances", data=body, timeout=60).raise_for_status()
+        studies.append(Study(uids["StudyInstanceUID"], uids["SeriesInstanceUID"], slices))
+    return Archive(url, slab, tuple(studies))
 
 
 def make_slab(work: Path, shared: Path) -> Slab:

@@ -1,11 +1,10 @@
-// A radiologist in OHIF: liver and background clicked, saved by the option of the model, opened again as DICOM SEG.
-
-import { run } from "./browser.mjs";
+// What a user of OHIF does and sees: OHIF as MONAI Label brings it, and the panel of MONAI Label in it.
 
 const POINTS = "Point Prompts";
+const LEARNING = "Active Learning";
+const WINDOW = { width: 1600, height: 900 }; // three panes beside two panels
 
-/** OHIF as MONAI Label brings it. */
-class Ohif {
+export class Ohif {
   constructor(page, out, url) {
     Object.assign(this, { page, out, url, asked: [], answered: [] });
     page.on("request", (request) => {
@@ -21,21 +20,47 @@ class Ohif {
   }
 
   async openStudy(study) {
+    await this.page.setViewportSize(WINDOW);
     await this.page.goto(`${this.url}/ohif/monai-label?StudyInstanceUIDs=${study}`, { waitUntil: "domcontentloaded" });
-    await this.page.locator("#monailabelServerURL").waitFor();
-    await this.hideBanner();
-    await this.scanDrawn();
-    await this.page.fill("#monailabelServerURL", `${this.url}/`);
-    await this.page.locator(".settingsTable button.actionButton").click();
-    await this.page.locator(".monaiLabelPanel .subtitle").waitFor();
-    await this.page.locator("label.tab-label", { hasText: POINTS }).click();
-    this.tab = this.page.locator("div.tab", { has: this.page.locator("label.tab-label", { hasText: POINTS }) });
+    await this.arrive();
   }
 
-  /** The notice that OHIF is not for diagnosis. */
+  /** Signs in and chooses a study and MONAI Label from OHIF's list. */
+  async openFromList(token, study) {
+    await this.page.setViewportSize(WINDOW);
+    await this.page.goto(`${this.url}/ohif/`, { waitUntil: "domcontentloaded" });
+    await this.page.fill("#token", token);
+    await this.picture("signin");
+    await this.page.locator("form button").click();
+    await this.page.locator(`[data-cy="studyRow-${study}"]`).click();
+    const mode = this.page.locator(`[data-cy="mode-monai-label-${study}"]`);
+    await mode.waitFor();
+    await this.picture("list");
+    await mode.click();
+    await this.arrive();
+  }
+
+  /** Waits until a study is drawn in MONAI Label's mode, and connects, by the address that the panel has. */
+  async arrive() {
+    await this.page.locator("#monailabelServerURL").waitFor();
+    await this.scanDrawn();
+    await this.hideBanner();
+    await this.page.locator(".settingsTable button.actionButton").click();
+    await this.page.locator(".monaiLabelPanel .subtitle").waitFor();
+  }
+
+  async openTab(name) {
+    await this.page.locator("label.tab-label", { hasText: name }).click();
+    return this.page.locator("div.tab", { has: this.page.locator("label.tab-label", { hasText: name }) });
+  }
+
+  async openPoints() {
+    this.tab = await this.openTab(POINTS);
+  }
+
+  /** The notice that OHIF is not for diagnosis, which it shows once. */
   async hideBanner() {
     const button = this.page.locator("[data-cy=confirm-and-hide-button]");
-    await button.waitFor({ timeout: 60_000 }).catch(() => {});
     if (await button.count()) await button.click();
   }
 
@@ -59,6 +84,10 @@ class Ohif {
     await this.page.waitForTimeout(500); // OHIF swaps the points of the rows
   }
 
+  async clearAll() {
+    await this.tab.getByText("Clear All Points", { exact: true }).click();
+  }
+
   /** Clicks on a place of the world, LPS in mm, on the axial pane, which is moved to its slice. */
   async clickAt(lps) {
     const place = await this.page.evaluate((world) => {
@@ -80,14 +109,16 @@ class Ohif {
     await this.page.waitForTimeout(1000);
   }
 
-  /** Sets options of a model in OHIF's own dialogue. */
-  async options(model, values) {
+  /** Sets options of a model in OHIF's own dialogue; of its clicks, or of its training. */
+  async options(model, values, section = "infer") {
     await this.page.locator("a", { hasText: "Options / Configurations" }).click();
+    await this.page.locator("select[name=selectSection]").selectOption(section);
     await this.page.locator("select[name=selectName]").selectOption(model);
     for (const [key, value] of Object.entries(values)) {
-      await this.page.locator(`[id="infer${model}${key}"]`).setChecked(value);
+      const field = this.page.locator(`[id="${section}${model}${key}"]`);
+      await (typeof value === "boolean" ? field.setChecked(value) : field.fill(String(value)));
     }
-    await this.picture("options");
+    await this.picture(`options_${section}`);
     await this.page.getByText("Confirm", { exact: true }).last().click();
   }
 
@@ -113,6 +144,73 @@ class Ohif {
     if (changes) await this.until(async () => ![before, "{}"].includes(JSON.stringify(await this.voxels())));
     await this.page.waitForTimeout(3000); // what is being written to the label map is finished
     return this.voxels();
+  }
+
+  // ---- active learning ----------------------------------------------------------------------------------------------
+
+  async openLearning() {
+    this.learning = await this.openTab(LEARNING);
+    await this.button("Next Sample").waitFor();
+  }
+
+  button(name) {
+    return this.learning.locator("button", { hasText: name });
+  }
+
+  strategies() {
+    return this.learning.locator("select option").allInnerTexts();
+  }
+
+  /** Asks for the next scan by a strategy; what is said of it, by field. */
+  async nextSample(strategy) {
+    await this.learning.locator("select").selectOption(strategy);
+    await this.button("Next Sample").click();
+    const rows = this.page.locator("div.nextSampleForm tbody tr");
+    await rows.first().waitFor();
+    return Object.fromEntries(await rows.evaluateAll((all) => all.map((r) => [...r.cells].map((c) => c.innerText.trim()))));
+  }
+
+  /** Accepts the scan, which loads the page anew. */
+  async takeSample(study) {
+    this.page.once("dialog", (dialog) => dialog.accept());
+    await this.page.locator("div.nextSampleForm button", { hasText: "OK" }).click();
+    await this.page.waitForURL(`**${study}`, { waitUntil: "domcontentloaded" });
+    await this.arrive();
+  }
+
+  /** Presses the button of the training, and waits until it has another name. */
+  async pressTraining(name, then) {
+    await this.button(name).click();
+    await this.button(then).waitFor();
+  }
+
+  /** The bars: { "Training": "3/1000 epochs completed", … }. */
+  bars() {
+    return this.learning
+      .locator("tr:has(td[title])")
+      .evaluateAll((rows) => Object.fromEntries(rows.map((r) => [r.cells[0].innerText.replace(":", ""), r.cells[1].title])));
+  }
+
+  /** What a notice says, once there is one that begins so. */
+  async notice(begin) {
+    const found = this.page.getByText(new RegExp(`^${begin}`)).last();
+    await found.waitFor();
+    return found.innerText();
+  }
+
+  /** Series that are open. */
+  opened() {
+    return this.page.evaluate(() =>
+      window.services.displaySetService.getActiveDisplaySets().map((one) => one.SeriesInstanceUID),
+    );
+  }
+
+  // -------------------------------------------------------------------------------------------------------------------
+
+  /** Presses Run where the server has a reason to refuse; what the notice says. */
+  async refused() {
+    await this.tab.locator('button[title="Run PointPrompts"]').click();
+    return this.notice("Failed to Run Inference");
   }
 
   async until(condition) {
@@ -142,31 +240,3 @@ class Ohif {
     );
   }
 }
-
-run(async ({ page }, { out, url, study, model, label, inside, outside }, result) => {
-  const ohif = new Ohif(page, out, url);
-  await page.setViewportSize({ width: 1600, height: 900 }); // three panes beside two panels
-  try {
-    await ohif.openStudy(study);
-    result.models = await ohif.models();
-    await ohif.choose(model);
-    await ohif.options(model, { expand: false });
-    await ohif.row(label);
-    await ohif.clickAt(inside);
-    await ohif.picture("point");
-    result.first = await ohif.segment();
-    await ohif.picture("mask");
-    await ohif.row("background");
-    await ohif.clickAt(outside);
-    await ohif.row(label);
-    result.second = await ohif.segment();
-    await ohif.options(model, { expand: false, save: true });
-    result.saved = await ohif.segment({ changes: false });
-    await ohif.picture("saved");
-    result.reopened = await ohif.openSegmentation(study);
-    await ohif.picture("reopened");
-  } finally {
-    result.asked = ohif.asked;
-    await ohif.picture("last").catch(() => {});
-  }
-});

@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 import monailabel.interfaces.app
 import numpy as np
+import requests
+from dicomweb_client import DICOMwebClient
 from monailabel.config import settings
 from monailabel.datastore.dicom import DICOMWebDatastore
 from monailabel.datastore.utils.dicom import dicom_web_download_series
@@ -35,6 +37,7 @@ logger = logging.getLogger(__name__)
 
 _MOST_EMPTY = 20  # structures without voxels that a label may name, to say that they were looked for
 _LIST_SECONDS = 3.0  # for which an answer of the archive counts; /info/ alone asks for several lists
+_LIST_SHARE = 10.0  # or for so many times as long as it took: a large archive answers with page after page
 
 
 class Segmentation(NamedTuple):
@@ -77,13 +80,12 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
         return [image for image in self.list_images() if image not in labelled]
 
     def _find_images(self) -> list[str]:
-        found = self._client.search_for_series(search_filters=self._search_filter)
-        return [str(Dataset.from_json(item).SeriesInstanceUID) for item in found]
+        return [str(found.SeriesInstanceUID) for found in search_series(self._client, self._search_filter)]
 
     def _find_segmentations(self) -> dict[str, list[Segmentation]]:
         """By image, the newest last."""
         by_image = defaultdict(list)
-        for item in map(Dataset.from_json, self._client.search_for_series(search_filters={"Modality": "SEG"})):
+        for item in search_series(self._client, {"Modality": "SEG"}):
             series = str(item.SeriesInstanceUID)
             if series not in self._referenced:
                 self._referenced[series] = self._look_into(str(item.StudyInstanceUID), series)
@@ -222,6 +224,35 @@ class ArchiveStore(DICOMWebDatastore, StudyStore):
                 logger.warning("image %s: its segmentation cannot be used: %s", image, error)
 
 
+def search_series(client: DICOMwebClient, filters: Mapping[str, Any]) -> list[Dataset]:
+    """All series of an archive that the filters find.
+
+    An archive answers with as many as it likes at a time, and not all of them say that there are more: it is asked for
+    the rest until none is new. One that knows no ``offset`` begins anew each time, or refuses it.
+
+    Raises:
+        requests.HTTPError: the archive refuses the search, or fails at it.
+    """
+    found: dict[str, Dataset] = {}
+    offset = 0
+    while True:
+        more = {"offset": offset} if offset else {}
+        try:
+            page = client.search_for_series(search_filters=dict(filters), **more)
+        except requests.HTTPError as error:
+            if not offset or error.response is None or error.response.status_code >= 500:
+                raise
+            logger.debug("the archive answers with status %d beyond %d series", error.response.status_code, offset)
+            break
+        offset += len(page)
+        known = len(found)
+        for item in map(Dataset.from_json, page):
+            found.setdefault(str(item.SeriesInstanceUID), item)
+        if len(found) == known:
+            break
+    return list(found.values())
+
+
 def study_store(studies: str, remote: Callable[[], Datastore]) -> Datastore:
     """The datastore of an app.
 
@@ -252,9 +283,11 @@ class _Recent:
 
     def get(self) -> Any:
         with self._lock:
-            if time.monotonic() >= self._until:
+            begin = time.monotonic()
+            if begin >= self._until:
                 self._answer = self._ask()
-                self._until = time.monotonic() + _LIST_SECONDS
+                end = time.monotonic()
+                self._until = end + max(_LIST_SECONDS, _LIST_SHARE * (end - begin))
             return self._answer
 
     def forget(self) -> None:

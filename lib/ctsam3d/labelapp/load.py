@@ -11,8 +11,8 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from ctsam3d.data.labels import VALUE_OF
 from ctsam3d.data.phantoms import make_phantom
 from ctsam3d.evaluation.timing import Row, percentiles_ms
 from ctsam3d.expansion import TIME
+from ctsam3d.labelapp.beside_training import training_beside
 from ctsam3d.labelapp.local_server import LocalServer, copy_app, local_server
 
 MODEL = "ctsam3d"
@@ -188,11 +189,13 @@ class Load:
         rows: of clicks and of ``/info/``: percentiles, failures, and how many a second.
         labels: the last label map (I, J, K) of each client, in their order; None where that request failed.
         failures: the reason of each request that was not answered.
+        training: what a training did meanwhile.
     """
 
     rows: list[Row]
     labels: list[np.ndarray | None]
     failures: list[str]
+    training: list[Row] = field(default_factory=list)
 
 
 def load(
@@ -225,6 +228,13 @@ def load(
         for what, times, failed in (("click", click_seconds, click_failures), ("/info/", info_seconds, failures))
     ]
     return Load(rows, [labels for _, labels, _ in done], [*click_failures, *failures])
+
+
+def differences(together: Load, alone: Load) -> list[str]:
+    """Whose last mask is not the one that it gets alone. Of a client without a mask the failure is told already."""
+    pairs = enumerate(zip(together.labels, alone.labels, strict=True))
+    counts = {n: int((one != other).sum()) for n, (one, other) in pairs if one is not None and other is not None}
+    return [f"client {n}: {count} voxels are not as when it is alone" for n, count in counts.items() if count]
 
 
 def _client(studies: Sequence[Study], number: int, name: str) -> Clicking:
@@ -347,9 +357,31 @@ def rss_mb(pid: int) -> float:
 # ---- with a server of their own ------------------------------------------------------------------------------------
 
 
-def benchmark_load(app: str | os.PathLike, clients: int, clicks: int, conf: Mapping[str, str], **options) -> Load:
-    """`load` on a server that serves `app` over two phantoms."""
-    return _served(app, 2, conf, lambda server, studies: load(server.url, studies, clients, clicks, **options))
+def benchmark_load(
+    app: str | os.PathLike, clients: int, clicks: int, conf: Mapping[str, str],
+    training: bool = False, compare: bool = False, expand: bool = True,
+) -> Load:  # fmt: skip
+    """`load` on a server that serves `app` over two phantoms.
+
+    Args:
+        training: whether a training runs meanwhile, on both of them.
+        compare: whether each client's last mask is looked at against the one that the same clicks give it when nobody
+            else is there; a difference counts as a failure. Masks that spread are then waited for.
+    """
+
+    def run(server: LocalServer, studies: Sequence[Study]) -> Load:
+        size = {"clients": clients, "clicks": clicks, "expand": expand, "settle": compare and expand}
+        truth = [(study.image, study.labels_ijk, VALUE_OF) for study in studies]
+        with training_beside(server.url, truth) if training else nullcontext([]) as trained:
+            found = load(server.url, studies, **size)
+        if not compare:
+            return replace(found, training=trained)
+        alone = load(server.url, studies, name="alone", at_once=1, **size)
+        rows = [{**row, "request": f"{row['request']}, alone"} for row in alone.rows]
+        failures = [*found.failures, *alone.failures, *differences(found, alone)]
+        return Load([*found.rows, *rows], found.labels, failures, trained)
+
+    return _served(app, 2, conf, run)
 
 
 def benchmark_soak(app: str | os.PathLike, clicks: int, conf: Mapping[str, str], **options) -> Soak:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import re
 from pathlib import Path
 
@@ -14,13 +13,11 @@ from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTex
 from ctsam3d.labelapp.access import Annotator
 from ctsam3d.labelapp.health import Health
 from ctsam3d.labelapp.monitor import CONTENT_TYPE, Monitor
+from ctsam3d.labelapp.ohif import mended_script, without_fonts
 from ctsam3d.labelapp.requests import RequestError
 
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 _OPENAPI = "/openapi.json"
-_FONTS = re.compile(
-    r"<link [^>]*fonts\.(?:googleapis|gstatic)\.com[^>]*>|@import url\(https://fonts\.googleapis\.com[^)]*\);"
-)
 
 
 def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIRouter:
@@ -52,6 +49,9 @@ def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIR
         kept = {"cache-control": "private, max-age=3600"}
         if found.suffix == ".css":
             return Response(without_fonts(found), media_type="text/css", headers=kept)
+        script = mended_script(found) if found.suffix == ".js" else None
+        if script is not None:
+            return Response(script, media_type="text/javascript", headers=kept)
         return FileResponse(found, headers=kept)
 
     @router.get("/static/{path:path}", include_in_schema=False)
@@ -82,12 +82,6 @@ def _add_api(router: APIRouter, application: FastAPI) -> None:
     @router.get("/docs", include_in_schema=False)
     def redoc(person: Annotator) -> HTMLResponse:
         return get_redoc_html(openapi_url=_OPENAPI.lstrip("/"), title=f"{application.title} - APIs")
-
-
-@functools.lru_cache(maxsize=64)
-def without_fonts(path: Path) -> str:
-    """A page or style sheet that asks no other host for fonts: not every hospital has a way out, or wants one."""
-    return _FONTS.sub("", path.read_text(encoding="utf-8"))
 
 
 def file_below(folder: Path, path: str) -> Path | None:

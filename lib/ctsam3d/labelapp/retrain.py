@@ -162,7 +162,7 @@ class Retraining:
         try:
             outcome = self._run(datastore)
         except BaseException as error:
-            self.status.update(state=FAILED, error=f"{type(error).__name__}: {error}")
+            self.status.update(state=FAILED, error=f"{type(error).__name__}: {error}", total_time=_since(start))
             logger.error("training failed, the served version stays: %s", error)
             if isinstance(error, (FloatingPointError, RunError)):  # it would fail at the same step again
                 self._clear_run()
@@ -171,8 +171,7 @@ class Retraining:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-        total = datetime.timedelta(seconds=round(time.monotonic() - start))
-        self.status.update(state=DONE, outcome=outcome, seconds_left=0, total_time=str(total))
+        self.status.update(state=DONE, outcome=outcome, seconds_left=0, total_time=_since(start))
         self._clear_run()
         logger.info("outcome: %s", outcome["reason"])
         return outcome
@@ -407,6 +406,11 @@ def _best(base: Checkpoint, name: str, score: float) -> float:
     """
     best, of = base.notes.get(name, (0.0, ""))
     return max(score, best) if of == repr(REFERENCE) else score
+
+
+def _since(start: float) -> str:
+    """Time since `start` of the monotonic clock, as ``H:MM:SS``."""
+    return str(datetime.timedelta(seconds=round(time.monotonic() - start)))
 
 
 def _scores(values: dict | None) -> Scores | None:

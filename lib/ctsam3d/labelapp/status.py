@@ -49,6 +49,7 @@ def read_status(path: Path) -> dict:
         values["state"] = STOPPED
         values["error"] = "the training was stopped; Train goes on with it where studies and options are the same"
         values.pop("seconds_left", None)
+        values["total_time"] = "stopped"  # to clients it says that none runs; how long it ran nobody wrote down
     return values
 
 
