@@ -1,12 +1,12 @@
 """The way to the DICOM archive: only DICOMweb, only below its address, the query passed on, no token given away."""
 
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import pytest
 from fastapi import FastAPI
 from starlette.testclient import TestClient
+from tests.app.answering import answering
 
 from ctsam3d.labelapp.archive import archive_router, checked_path
 from ctsam3d.labelapp.errors import install_handlers
@@ -38,14 +38,8 @@ class Pacs(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def pacs():
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Pacs)
-    server.asked = []
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Pacs) as server:
+        yield server
 
 
 def client_of(studies: str) -> TestClient:

@@ -1,13 +1,13 @@
 """Lists of an archive that answers with a page at a time: nothing is lost, and nobody asks for ever."""
 
 import json
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from urllib.parse import parse_qsl, urlsplit
 
 import pytest
 import requests
 from monailabel.datastore.dicom import DICOMwebClientX
+from tests.app.answering import answering
 
 from ctsam3d.labelapp import archive_store
 from ctsam3d.labelapp.archive_store import ArchiveStore, search_series
@@ -51,14 +51,9 @@ class Qido(BaseHTTPRequestHandler):
 @pytest.fixture
 def qido():
     """`page`: series in an answer; `offsets`: whether it knows them; `beyond`: its status where nothing is left."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Qido)
-    server.asked, server.page, server.offsets, server.beyond = [], 5, True, 200
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(Qido) as server:
+        server.page, server.offsets, server.beyond = 5, True, 200
+        yield server
 
 
 def client_of(qido):
