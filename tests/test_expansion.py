@@ -9,12 +9,15 @@ from scipy import ndimage
 
 from ctsam3d import expansion
 from ctsam3d.expansion import (
+    QUIET,
+    TAKEN_BACK,
     Patch,
     agrees,
     ahead,
     bars,
     blend,
     covered,
+    depth,
     descendants,
     lasting,
     leads_to,
@@ -322,6 +325,46 @@ def test_a_leak_does_not_come_back_through_another_bridge():
     mask = session.mask()
     assert mask[part.slices()].all() and mask[152, 150, 113] and mask[152, 60, 113]
     assert not mask[leak.slices()].any()
+
+
+def test_a_negative_click_deep_in_what_was_found_takes_the_expansion_back():
+    """The tube leads into a block; only what a user clicked in is left, and no later click spreads until an undo."""
+    block, root = Box((50, 20, 120), (110, 80, 180)), Box((40, 40, 0), (50, 50, 52))
+    session = Session(Following(), scan((200, 100, 300), TUBE, block))
+    session.click((45, 45, 20))
+    found = session.mask()
+    assert found[block.slices()].all() and found[TUBE.slices()].all()
+    session.click((80, 50, 150), positive=False)
+    assert session.expansion.ended == TAKEN_BACK and session.patches == 1 and not session.expanding
+    assert not session.mask()[block.slices()].any() and session.mask()[root.slices()].all()
+    session.click((45, 45, 280))
+    mask = session.mask()
+    assert mask[45, 45, 280] and mask[root.slices()].all() and not mask[45, 45, 150]
+    assert session.expansion.ended == TAKEN_BACK and session.patches == 2
+    again = Session(Following(), session.volume)
+    again.set_clicks([(45, 45, 20)])
+    again.set_clicks([(45, 45, 20)], [(80, 50, 150)])
+    again.set_clicks([(45, 45, 20), (45, 45, 280)], [(80, 50, 150)])
+    assert np.array_equal(again.mask(), mask)
+    session.undo()
+    session.undo()
+    assert np.array_equal(session.mask(), found)
+
+
+def test_a_negative_click_where_somebody_clicked_takes_nothing_back():
+    """As deep, but in the patch of the positive click itself."""
+    block = Box((20, 20, 20), (80, 80, 280))
+    session = Session(Following(), scan(SHAPE, block))
+    session.click((50, 50, 50))
+    session.click((50, 50, 62), positive=False)
+    assert session.expansion.ended == QUIET and session.mask()[50, 50, 200]
+
+
+def test_depth_in_a_mask():
+    mask = np.zeros((9, 9, 30), bool)
+    mask[2:7, 2:7, :20] = True
+    assert depth(mask, (4, 4, 0)) == 3 and depth(mask, (4, 4, 19)) == 1 and depth(mask, (0, 0, 0)) == 0
+    assert depth(np.ones((3, 4, 5), bool), (1, 1, 1)) == 5
 
 
 def test_a_negative_click_beside_the_patches_that_are_there():

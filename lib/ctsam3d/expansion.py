@@ -12,6 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cc3d
+import edt
 import numpy as np
 from scipy import ndimage
 
@@ -27,8 +28,9 @@ AGREEMENT = 0.7  # DSC that a new patch's mask must have with those of the opene
 BLEND_VOXELS = 8  # over this depth from its faces a patch fades into the patches below it
 BARRED_MARGIN = 3  # voxels around what was cut off that no expansion fills, as it would find it a little larger
 BUDGET = 64  # patches that one click may open
+DEEP = 8  # voxels from the mask's border, more than in most vessels; so deep, a negative click is against a whole mass
 
-QUIET, PATCHES, TIME, OFF = "quiet", "patch budget", "time budget", "off"
+QUIET, PATCHES, TIME, OFF, TAKEN_BACK = "quiet", "patch budget", "time budget", "off", "taken back"
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,7 +97,8 @@ class Expansion:
     Attributes:
         proposed, segmented, rejected: neighbours that P looked at since the last click, of these the ones that joined
             the mask, and the others.
-        ended: why it stopped: `QUIET`, nothing leads on; `PATCHES` or `TIME`, a budget; `OFF`, it was not asked for.
+        ended: why it stopped: `QUIET`, nothing leads on; `PATCHES` or `TIME`, a budget; `OFF`, it was not asked for;
+            `TAKEN_BACK`, a negative click said that it had gone astray, and no later click spreads.
         queue: pairs of boxes still to look at: a patch of the mask and its neighbour.
         barred: what negative clicks have cut off.
     """
@@ -240,6 +243,13 @@ def severed(before: np.ndarray, after: np.ndarray, clicks_zyx: Sequence[Zyx]) ->
     lost &= ~still
     lost[0] = False
     return lost[now]
+
+
+def depth(mask: np.ndarray, voxel_zyx: Zyx) -> float:
+    """How many voxels a voxel lies from the nearest one outside of a mask, bool (D, H, W); 0 outside of it."""
+    if mask.all():
+        return float(max(mask.shape))
+    return float(edt.edt(np.ascontiguousarray(mask))[voxel_zyx])
 
 
 def bars(lost: np.ndarray, kept: np.ndarray, box_zyx: Box) -> list[Barred]:

@@ -275,8 +275,11 @@ class Session:
         refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
         box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
         barred = tuple(own for own in state.expansion.barred if not (click.positive and own.holds(voxel_zyx)))
-        own = Expansion(queue=state.expansion.queue, barred=barred)
+        ended = expansion.TAKEN_BACK if state.expansion.ended == expansion.TAKEN_BACK else expansion.OFF
+        own = Expansion(ended=ended, queue=state.expansion.queue, barred=barred)
         state = State((*state.clicks, click), state.patches, own)
+        if self.expand and not click.positive and self._astray(state, voxel_zyx):
+            return self._taken_back(state)
         # What an expansion found and the click contradicts is segmented anew too, else it would show beside the patch.
         before = state
         for old in holding:
@@ -298,6 +301,27 @@ class Session:
             with watch.stage("cut"):
                 state = self._cut(before, state)
         return self._spread(state, state.patches[-1])
+
+    def _astray(self, state: State, voxel_zyx: Zyx) -> bool:
+        """Whether a negative click says that the expansion follows something else than the structure.
+
+        It does deep in a mass that nobody clicked in: what the expansion alone has found. A correction of one patch
+        would leave the others, which follow the same mistake.
+        """
+        found = [p for p in state.patches if p.box_zyx.contains(voxel_zyx) and p.mask[_inside(voxel_zyx, p.box_zyx)]]
+        if not found or not all(patch.source for patch in found):
+            return False
+        cube = Box(voxel_zyx, tuple(v + 1 for v in voxel_zyx)).grown(expansion.DEEP)
+        region = cube.intersection(self.grid.box_zyx)
+        mask = blend(state.patches, region) > 0.5
+        return expansion.depth(mask, _inside(voxel_zyx, region)) >= expansion.DEEP
+
+    def _taken_back(self, state: State) -> State:
+        """`state` without all that its expansion has found: the patches that hold a positive click are left."""
+        places = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if click.positive]
+        clicked = [p for p in state.patches if p.source is None and any(p.box_zyx.contains(v) for v in places)]
+        own = dataclasses.replace(state.expansion, ended=expansion.TAKEN_BACK, queue=())
+        return dataclasses.replace(state, patches=tuple(clicked), expansion=own)
 
     def _without_followers(self, state: State, old: Patch, new: Patch) -> State:
         """`state` without what followed from `old` alone: opened patches that agree with it and not with `new`.
@@ -401,14 +425,16 @@ class Session:
     # --- its expansion ---------------------------------------------------------------------------------------------
 
     def _spread(self, state: State, patch: Patch) -> State:
-        """`state` with the neighbours that `patch` leads to at the end of the queue."""
+        """`state` with the neighbours that `patch` leads to at the end of the queue; as it is, where that is over."""
+        if state.expansion.ended == expansion.TAKEN_BACK:
+            return state
         more = expansion.ahead(patch, self.grid.box_zyx, state.patches)
         own = dataclasses.replace(state.expansion, queue=(*state.expansion.queue, *more), ended=expansion.QUIET)
         return dataclasses.replace(state, expansion=own)
 
     def _expanded(self, state: State, watch: _Stopwatch, end: float | None) -> State:
         """`state` with its expansion gone on until nothing leads on, or a budget is spent."""
-        if not self.expand or not state.clicks:
+        if not self.expand or not state.clicks or state.expansion.ended == expansion.TAKEN_BACK:
             return state
         while state.expansion.queue:
             if state.expansion.segmented >= expansion.BUDGET:

@@ -61,3 +61,17 @@ def test_scans_are_submitted_and_given_out_once(case, tmp_path):
     assert client.saved == [("a", "final", [{"name": "box", "idx": 1}])] and not left
     with pytest.raises(RuntimeError, match="a scan must be given out once, 'a' was"):
         label_in_turn._label([client], left, 1, "first", ["box"], tmp_path)
+
+
+def test_efforts_before_and_after_the_training():
+    def saved(time, clicks, version):
+        row = {"structure": "liver", "client": "anna", "version": version, "clicks": clicks, "negative": 1, "undone": 0,
+               "seconds": 60.0, "dsc": 0.9, "nsd": 0.8}  # fmt: skip
+        return {"event": "saved", "time": time, "image": f"i{time}", "user": "", "structures": [row]}
+
+    events = [saved(10, 6, "v1"), saved(20, 4, "v1"), saved(40, 3, "v2"), {"event": "click", "time": 5}]
+    lines = label_in_turn.before_and_after(events, 30).splitlines()
+    assert [line.split("|")[1:6] for line in lines[-2:]] == [
+        [" liver ", " before ", " v1 ", " 2 ", " 5.000 "],
+        [" liver ", " after ", " v2 ", " 1 ", " 3.000 "],
+    ]

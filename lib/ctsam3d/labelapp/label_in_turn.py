@@ -9,9 +9,10 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 from monailabel.client import MONAILabelClient
 from tqdm import tqdm
 
@@ -21,8 +22,9 @@ from ctsam3d.data.files import atomic_path
 from ctsam3d.data.io import Case, read_labels
 from ctsam3d.data.phantom_sets import PhantomSpec, phantom_case
 from ctsam3d.evaluation.simulate import user_rng
+from ctsam3d.evaluation.timing import markdown
 from ctsam3d.labelapp.effort import read_events
-from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures
+from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures, summary
 from ctsam3d.labelapp.local_server import copy_app, local_server
 from ctsam3d.labelapp.strategy import DEFAULT
 from ctsam3d.labelapp.team_loop import press_train, save_label
@@ -63,7 +65,8 @@ def label_in_turn(
         command: for the report.
 
     Returns:
-        Path of ``report.md``: the outcome of the training, and the tables of `effort_report.report`.
+        Path of ``report.md``: the outcome of the training, `before_and_after` it, and the tables of
+        `effort_report.report`.
 
     Raises:
         ValueError: fewer than two phantoms.
@@ -86,16 +89,26 @@ def label_in_turn(
             clients[0].upload_image(str(out / "phantoms" / name / "ct.nii.gz"), name, said)
         left, half = dict(cases), (phantoms + 1) // 2
         _label(clients, left, half, strategy, structures, out)
+        trained = time.time()
         stats = press_train(clients[0], server.url, options or {})
         _label(clients, left, phantoms - half, strategy, structures, out)
         _wait_for_saves(served, sum(len(case.names) for case in cases.values()))
-    text = report(find_logs(served))
+    logs = find_logs(served)
+    text = "\n\n".join([before_and_after([e for log in logs for e in read_events(log)], trained), report(logs)])
     head = [f"# {phantoms} phantoms, labelled in turn by {' and '.join(ANNOTATORS)}", ""]
     head += [f"`{command}`", ""] if command else []
     head += [f"- training after {half}: {stats['outcome']['reason']}", f"- options: `{json.dumps(stats['options'])}`"]
     with atomic_path(out / "report.md") as path:
         path.write_text("\n".join([*head, "", text, ""]), encoding="utf-8")
     return out / "report.md"
+
+
+def before_and_after(events: Iterable[dict], trained: float) -> str:
+    """A table of what a structure cost before and after the training, `trained` in seconds since the epoch."""
+    frame = saved_structures(events)
+    when = np.where(frame["time"] < trained, "before", "after")
+    rows = summary(frame.assign(training=when), ("structure", "training", "version"))
+    return f"Before and after the training\n\n{markdown(rows)}"
 
 
 def _label(clients, left: dict[str, Case], count: int, strategy: str, structures: Sequence[str], out: Path) -> None:
