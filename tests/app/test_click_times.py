@@ -55,7 +55,7 @@ def test_sample_app_click_puts_its_patch_back_onto_the_scan(scan, tmp_path):
     assert seconds["total"] == pytest.approx(sum(steps.values()))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_rows_over_http(tmp_path):
     app = copy_app(APP, tmp_path / "app")
     with open(app / "main.py", "a", encoding="utf-8") as main:

@@ -83,7 +83,7 @@ def test_clients_at_once_whose_masks_expand_get_what_they_get_alone(served):
         assert np.array_equal(one, other)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_clients_beside_a_training_get_what_they_get_alone(tmp_path):
     app = copy_app(APP, tmp_path / "app")
     with open(app / "main.py", "a", encoding="utf-8") as main:

@@ -29,7 +29,7 @@ from ctsam3d.labelapp.effort import read_events
 from ctsam3d.labelapp.effort_report import find_logs, report, saved_structures
 from ctsam3d.labelapp.versions import Versions
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 SECONDS = 300
 KILLS = int(os.environ.get("CTSAM3D_KILLS", "2"))  # 20 take about ten minutes

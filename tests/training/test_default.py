@@ -70,7 +70,7 @@ def measured(folder, initial, out) -> tuple[float, float]:
     return float(loss), float(np.mean([rounds[-1].dsc for rounds in results]))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_short_run_on_generated_data_learns(tmp_path):
     """Loss and DSC before and after, on the same pairs: those of single steps differ more than a short run gains."""
     weights = train_default(None, tmp_path, QUICK)

@@ -295,7 +295,7 @@ def test_the_coarse_head_resumes_and_stays_out_of_the_weights(tmp_path, sources)
     run.log.close(), again.log.close()
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_two_processes_learn_what_one_learns_from_the_same_batches(tmp_path):
     (tmp_path / "worker.py").write_text(WORKER)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
@@ -318,7 +318,7 @@ def test_two_processes_learn_what_one_learns_from_the_same_batches(tmp_path):
     assert len(lines) == 2  # four pairs, two a step; one log
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_it_learns_a_phantom_by_heart(tmp_path):
     """From the packaged weights; three users then click the bladder in a session."""
     phantom = read_case(write_phantom_case(tmp_path / "p", make_phantom(7, (1.5, 1.5, 1.5), "pelvis")))
