@@ -351,13 +351,23 @@ def test_a_negative_click_deep_in_what_was_found_takes_the_expansion_back():
     assert np.array_equal(session.mask(), found)
 
 
-def test_a_negative_click_where_somebody_clicked_takes_nothing_back():
-    """As deep, but in the patch of the positive click itself."""
+def test_a_deep_negative_click_in_a_clicked_patch_mends_it_too():
     block = Box((20, 20, 20), (80, 80, 280))
     session = Session(Following(), scan(SHAPE, block))
     session.click((50, 50, 50))
+    assert session.mask()[50, 50, 200]
     session.click((50, 50, 62), positive=False)
-    assert session.expansion.ended == QUIET and session.mask()[50, 50, 200]
+    mask = session.mask()
+    assert session.expansion.ended == TAKEN_BACK and not mask[50, 50, 200] and session.patches == 1
+    assert mask[50, 50, 50] and not mask[50, 50, 60:65].any()
+
+
+def test_a_flat_negative_click_takes_nothing_back():
+    block = Box((20, 20, 20), (80, 80, 280))
+    session = Session(Following(), scan(SHAPE, block))
+    session.click((50, 50, 50))
+    session.click((50, 50, 274), positive=False)  # 6 voxels from the end
+    assert session.expansion.ended == QUIET and session.mask()[50, 50, 200] and not session.mask()[50, 50, 274]
 
 
 def test_depth_in_a_mask():

@@ -271,15 +271,17 @@ class Session:
     def _after(self, state: State, click: Click, watch: _Stopwatch) -> State:
         """The state after one more click: its patch segmented anew and put on top, ready to expand from there."""
         voxel_zyx = self.grid.voxel_zyx(click.ijk)
-        holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
-        refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
-        box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
         barred = tuple(own for own in state.expansion.barred if not (click.positive and own.holds(voxel_zyx)))
         ended = expansion.TAKEN_BACK if state.expansion.ended == expansion.TAKEN_BACK else expansion.OFF
         own = Expansion(ended=ended, queue=state.expansion.queue, barred=barred)
         state = State((*state.clicks, click), state.patches, own)
-        if self.expand and not click.positive and self._astray(state, voxel_zyx):
-            return self._taken_back(state)
+        if not click.positive and self._astray(state, voxel_zyx):
+            state = self._taken_back(state)
+            if not any(patch.box_zyx.contains(voxel_zyx) for patch in state.patches):
+                return state
+        holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
+        refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
+        box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
         # What an expansion found and the click contradicts is segmented anew too, else it would show beside the patch.
         before = state
         for old in holding:
@@ -303,13 +305,12 @@ class Session:
         return self._spread(state, state.patches[-1])
 
     def _astray(self, state: State, voxel_zyx: Zyx) -> bool:
-        """Whether a negative click says that the expansion follows something else than the structure.
+        """Whether a negative click says that the expansion follows something else than the structure: a deep one does.
 
-        It does deep in a mass that nobody clicked in: what the expansion alone has found. A correction of one patch
-        would leave the others, which follow the same mistake.
+        The patches were found from each other's masks. Where a whole mass is wrong, a correction of one patch leaves
+        the others, which follow the same mistake.
         """
-        found = [p for p in state.patches if p.box_zyx.contains(voxel_zyx) and p.mask[_inside(voxel_zyx, p.box_zyx)]]
-        if not found or not all(patch.source for patch in found):
+        if not any(patch.source for patch in state.patches):
             return False
         cube = Box(voxel_zyx, tuple(v + 1 for v in voxel_zyx)).grown(expansion.DEEP)
         region = cube.intersection(self.grid.box_zyx)
