@@ -16,7 +16,7 @@ import edt
 import numpy as np
 from scipy import ndimage
 
-from ctsam3d.volume import Box
+from ctsam3d.volume import Box, Click
 
 Zyx = tuple[int, int, int]
 
@@ -101,6 +101,7 @@ class Expansion:
             `TAKEN_BACK`, a negative click said that it had gone astray, and no later click spreads.
         queue: pairs of boxes still to look at: a patch of the mask and its neighbour.
         barred: what negative clicks have cut off.
+        early: negative clicks that came while it was not at its end; it may still lead to them.
     """
 
     proposed: int = 0
@@ -109,6 +110,7 @@ class Expansion:
     ended: str = OFF
     queue: tuple[tuple[Box, Box], ...] = ()
     barred: tuple[Barred, ...] = ()
+    early: tuple[Click, ...] = ()
 
 
 # ---- where next ----------------------------------------------------------------------------------------------------

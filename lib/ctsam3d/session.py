@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -76,7 +76,8 @@ class _Stopwatch:
 class Session:
     """The clicks on one structure and the mask they give.
 
-    Each click segments its patch, and from there P carries it on, patch by patch, as far as the structure goes. The
+    Each click segments its patch, and from there P carries it on, patch by patch, as far as the structure goes, until
+    a negative click deep in the mask takes all of that back: later clicks then segment their own patches alone. The
     mask depends on the clicks and their order alone, as long as no time limit cuts an expansion short. A click that
     cannot be used raises and changes nothing. Not safe for use by several threads at once.
 
@@ -178,7 +179,9 @@ class Session:
         _check_signs([*self.clicks, click])
         self._run([click], self._position, seconds)
 
-    def set_clicks(self, positive: Sequence, negative: Sequence = (), seconds: float | None = None) -> None:
+    def set_clicks(
+        self, positive: Sequence, negative: Sequence = (), seconds: float | None = None, elsewhere: Sequence = ()
+    ) -> None:
         """Make the clicks in force those of the two lists.
 
         Lists that extend the present ones run the new clicks only. Otherwise the session goes back to the longest
@@ -187,6 +190,8 @@ class Session:
 
         Args:
             seconds: after which the expansion of the new clicks is to stop, see `go_on`; None for no limit.
+            elsewhere: those of the negative clicks that were made for other structures. They take away like the others,
+                but nobody has said by them that this structure's expansion has gone astray.
 
         Raises:
             TypeError, ValueError: a click is no voxel of the scan, or a voxel stands in both lists.
@@ -196,7 +201,7 @@ class Session:
         position = self._shared_position(lists)
         done = self._history[position].clicks
         new = [c for sign in (True, False) for c in lists[sign][sum(d.positive is sign for d in done) :]]
-        self._run(new, position, seconds)
+        self._run(new, position, seconds, {click.ijk for click in _checked(elsewhere, self.volume, "elsewhere")})
 
     def go_on(self, seconds: float | None = None) -> None:
         """Take up an expansion that a time limit cut short.
@@ -236,12 +241,19 @@ class Session:
                 return position
         raise AssertionError("the empty state begins every list")
 
-    def _run(self, new: Sequence[Click], position: int, seconds: float | None = None) -> None:
-        """Go to a state of the history and run new clicks from there; all or nothing."""
+    def _run(
+        self, new: Sequence[Click], position: int, seconds: float | None = None, elsewhere: Container = ()
+    ) -> None:
+        """Go to a state of the history and run new clicks from there; all or nothing.
+
+        Args:
+            elsewhere: voxels (ijk) of negative clicks that are other structures', see `set_clicks`.
+        """
         watch, end = _Stopwatch(), _deadline(seconds)
         states = [self._history[position]]
         for click in new:
-            states.append(self._expanded(self._after(states[-1], click, watch), watch, end))
+            against = not click.positive and click.ijk not in elsewhere
+            states.append(self._expanded(self._after(states[-1], click, against, watch), watch, end))
         before = self.state
         with watch.stage("write"):
             self._write(before, states[-1])
@@ -268,15 +280,21 @@ class Session:
 
     # --- a click ---------------------------------------------------------------------------------------------------
 
-    def _after(self, state: State, click: Click, watch: _Stopwatch) -> State:
-        """The state after one more click: its patch segmented anew and put on top, ready to expand from there."""
+    def _after(self, state: State, click: Click, against: bool, watch: _Stopwatch) -> State:
+        """The state after one more click: its patch segmented anew and put on top, ready to expand from there.
+
+        Args:
+            against: whether the click says what the structure is not, so that it can take the expansion back.
+        """
         voxel_zyx = self.grid.voxel_zyx(click.ijk)
         barred = tuple(own for own in state.expansion.barred if not (click.positive and own.holds(voxel_zyx)))
         ended = expansion.TAKEN_BACK if state.expansion.ended == expansion.TAKEN_BACK else expansion.OFF
-        own = Expansion(ended=ended, queue=state.expansion.queue, barred=barred)
+        own = Expansion(ended=ended, queue=state.expansion.queue, barred=barred, early=state.expansion.early)
+        if against and own.queue:
+            own = dataclasses.replace(own, early=(*own.early, click))
         state = State((*state.clicks, click), state.patches, own)
-        if not click.positive and self._astray(state, voxel_zyx):
-            state = self._taken_back(state)
+        if against and self._astray(state, voxel_zyx, watch):
+            state = self._taken_back(state, watch)
             if not any(patch.box_zyx.contains(voxel_zyx) for patch in state.patches):
                 return state
         holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
@@ -304,7 +322,7 @@ class Session:
                 state = self._cut(before, state)
         return self._spread(state, state.patches[-1])
 
-    def _astray(self, state: State, voxel_zyx: Zyx) -> bool:
+    def _astray(self, state: State, voxel_zyx: Zyx, watch: _Stopwatch) -> bool:
         """Whether a negative click says that the expansion follows something else than the structure: a deep one does.
 
         The patches were found from each other's masks. Where a whole mass is wrong, a correction of one patch leaves
@@ -312,17 +330,41 @@ class Session:
         """
         if not any(patch.source for patch in state.patches):
             return False
-        cube = Box(voxel_zyx, tuple(v + 1 for v in voxel_zyx)).grown(expansion.DEEP)
-        region = cube.intersection(self.grid.box_zyx)
-        mask = blend(state.patches, region) > 0.5
-        return expansion.depth(mask, _inside(voxel_zyx, region)) >= expansion.DEEP
+        with watch.stage("cut"):
+            cube = Box(voxel_zyx, tuple(v + 1 for v in voxel_zyx)).grown(expansion.DEEP)
+            region = cube.intersection(self.grid.box_zyx)
+            mask = blend(state.patches, region) > 0.5
+            return expansion.depth(mask, _inside(voxel_zyx, region)) >= expansion.DEEP
 
-    def _taken_back(self, state: State) -> State:
-        """`state` without all that its expansion has found: the patches that hold a positive click are left."""
+    def _leads_astray(self, state: State, source: Patch, box: Box, seed_zyx: Zyx, watch: _Stopwatch) -> bool:
+        """Whether a patch would have been opened over a negative click, deep, had that come after the expansion.
+
+        So that a time limit, which lets the click come first, changes nothing.
+        """
+        early = {c: self.grid.voxel_zyx(c.ijk) for c in state.expansion.early}
+        early = {click: voxel_zyx for click, voxel_zyx in early.items() if box.contains(voxel_zyx)}
+        if not early:
+            return False
+        before = dataclasses.replace(state, clicks=tuple(click for click in state.clicks if click not in early))
+        new = self._opened(before, source, box, seed_zyx, watch)
+        deep = expansion.DEEP
+        return new is not None and any(expansion.depth(new.mask, _inside(v, box)) >= deep for v in early.values())
+
+    def _taken_back(self, state: State, watch: _Stopwatch) -> State:
+        """`state` without all that its expansion has found: the patches that hold a positive click are left.
+
+        What another patch had mended in them, they are told now.
+        """
         places = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if click.positive]
+        wrong = [self.grid.voxel_zyx(click.ijk) for click in state.clicks[:-1] if not click.positive]
         clicked = [p for p in state.patches if p.source is None and any(p.box_zyx.contains(v) for v in places)]
         own = dataclasses.replace(state.expansion, ended=expansion.TAKEN_BACK, queue=())
-        return dataclasses.replace(state, patches=tuple(clicked), expansion=own)
+        state = dataclasses.replace(state, patches=tuple(clicked), expansion=own)
+        for old in clicked:
+            if any(old.box_zyx.contains(v) and old.mask[_inside(v, old.box_zyx)] for v in wrong):
+                new = self._segment(state, old.box_zyx, watch, old.seed_zyx)
+                state = dataclasses.replace(state, patches=tuple(new if p is old else p for p in state.patches))
+        return state
 
     def _without_followers(self, state: State, old: Patch, new: Patch) -> State:
         """`state` without what followed from `old` alone: opened patches that agree with it and not with `new`.
@@ -435,7 +477,7 @@ class Session:
 
     def _expanded(self, state: State, watch: _Stopwatch, end: float | None) -> State:
         """`state` with its expansion gone on until nothing leads on, or a budget is spent."""
-        if not self.expand or not state.clicks or state.expansion.ended == expansion.TAKEN_BACK:
+        if not self.expand or not state.clicks:
             return state
         while state.expansion.queue:
             if state.expansion.segmented >= expansion.BUDGET:
@@ -443,7 +485,7 @@ class Session:
             if end is not None and time.monotonic() >= end:
                 return _ended(state, expansion.TIME)
             state = self._step(state, watch)
-        return _ended(state, expansion.QUIET)
+        return state if state.expansion.ended == expansion.TAKEN_BACK else _ended(state, expansion.QUIET)
 
     def _step(self, state: State, watch: _Stopwatch) -> State:
         """The next neighbour that P finds something in; those before it, P looks at together with it."""
@@ -452,6 +494,8 @@ class Session:
         wanted = [box for box in neighbours if source and not expansion.covered(box, boxes)]
         done, opened = len(neighbours), None
         for box, seed_zyx in self._proposals(source, wanted, watch):
+            if seed_zyx and self._leads_astray(state, source, box, seed_zyx, watch):
+                return self._taken_back(state, watch)
             new = self._opened(state, source, box, seed_zyx, watch) if seed_zyx else None
             state = _counted(state, accepted=new is not None)
             if new is not None:  # the others may be covered by now, and a budget spent

@@ -243,10 +243,11 @@ class ClickEngine:
 
     def _click(self, own: HeldSession, structure: Structure, request: ClickRequest, watch: Stopwatch) -> None:
         seconds = self._expand_seconds / len(request.structures)
+        elsewhere = [click for other in request.structures if other is not structure for click in other.positive]
         with self._turns.taken(request.client):
             watch.lap("wait")
             with rejected():
-                own.session.set_clicks(structure.positive, structure.negative, seconds=seconds)
+                own.session.set_clicks(structure.positive, structure.negative, seconds, elsewhere)
         own.expanding = own.session.expanding
         watch.lap()
         for stage in STAGES:

@@ -89,6 +89,7 @@ def label_in_turn(
             clients[0].upload_image(str(out / "phantoms" / name / "ct.nii.gz"), name, said)
         left, half = dict(cases), (phantoms + 1) // 2
         _label(clients, left, half, strategy, structures, out)
+        _wait_for_saves(served, sum(len(case.names) for name, case in cases.items() if name not in left))
         trained = time.time()
         stats = press_train(clients[0], server.url, options or {})
         _label(clients, left, phantoms - half, strategy, structures, out)
