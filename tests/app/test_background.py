@@ -44,7 +44,7 @@ class Session:
         self.found = self.target = 0
         self._structure_of = structure_of
 
-    def set_clicks(self, positive, negative, seconds=None):
+    def set_clicks(self, positive, negative, seconds=None, elsewhere=()):
         self.name = self._structure_of(positive)
         self.budgets.append(seconds)
         self.network.use(("click", self.name))
