@@ -47,6 +47,7 @@ class Session:
     def set_clicks(self, positive, negative, seconds=None, elsewhere=()):
         self.name = self._structure_of(positive)
         self.budgets.append(seconds)
+        self.elsewhere = [*elsewhere]
         self.network.use(("click", self.name))
         if self.found == 0:
             self.found, self.target = 1, self.network.target
@@ -153,6 +154,13 @@ def test_a_reply_comes_before_the_expansion_ends_and_the_next_has_what_was_found
 def test_structures_of_a_request_share_the_seconds(engine, network):
     click(engine, "abc")
     assert [session.budgets for session in network.sessions] == [[1.0]] * 3
+
+
+def test_a_session_is_told_which_clicks_are_for_other_structures(engine, network):
+    click(engine, "abc")
+    assert [own.elsewhere for own in network.sessions] == [
+        [(1, 0, 0), (2, 0, 0)], [(0, 0, 0), (2, 0, 0)], [(0, 0, 0), (1, 0, 0)]
+    ]  # fmt: skip
 
 
 def test_sessions_take_slices_in_rotation(engine, network):
