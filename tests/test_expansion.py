@@ -387,6 +387,22 @@ def test_a_flat_click_before_an_expansion_takes_nothing_back():
     assert session.expansion.ended == QUIET and session.mask()[80, 50, 150] and not session.mask()[106, 50, 150]
 
 
+def test_a_click_before_an_expansion_that_has_ended_is_like_any_other():
+    """The tube and, apart from it, a block with a negative click in its middle, which a positive one reaches later."""
+    block = Box((90, 20, 120), (150, 80, 180))
+    clicks = [(45, 45, 20)], [(120, 50, 150)]
+    masks = []
+    for seconds in (0, None):
+        session = Session(Following(), scan((200, 100, 300), TUBE, block))
+        session.set_clicks(*clicks, seconds=seconds)
+        session.go_on()
+        assert session.expansion.ended == QUIET
+        session.click((92, 22, 122))
+        assert session.expansion.ended == QUIET and session.expansion.early == ()
+        masks.append(session.mask())
+    assert np.array_equal(*masks)
+
+
 def test_clicks_of_other_structures_take_no_expansion_back():
     session, inside, against, _ = leaking()
     session.set_clicks([inside], [against], elsewhere=[against])
@@ -403,6 +419,18 @@ def test_what_other_patches_had_mended_stays_mended():
     session.click((45, 32, 48), positive=False)
     assert session.expansion.ended == QUIET and not session.mask()[45, 33, 48]
     session.click((90, 50, 150), positive=False)
+    mask = session.mask()
+    assert session.expansion.ended == TAKEN_BACK and mask[45, 45, 20] and not mask[45, 33, 48]
+
+
+def test_what_the_last_click_had_mended_stays_mended_when_a_leak_is_reached_later():
+    wide, block = Box((30, 30, 0), (60, 60, 300)), Box((60, 10, 120), (120, 90, 180))
+    session = Session(Following(), scan((200, 100, 300), wide, block))
+    session.click((45, 45, 20), seconds=0)
+    session.go_on(seconds=0)
+    session.click((90, 50, 150), positive=False, seconds=0)
+    session.click((45, 32, 48), positive=False, seconds=0)
+    session.go_on()
     mask = session.mask()
     assert session.expansion.ended == TAKEN_BACK and mask[45, 45, 20] and not mask[45, 33, 48]
 

@@ -289,14 +289,15 @@ class Session:
         voxel_zyx = self.grid.voxel_zyx(click.ijk)
         barred = tuple(own for own in state.expansion.barred if not (click.positive and own.holds(voxel_zyx)))
         ended = expansion.TAKEN_BACK if state.expansion.ended == expansion.TAKEN_BACK else expansion.OFF
-        own = Expansion(ended=ended, queue=state.expansion.queue, barred=barred, early=state.expansion.early)
-        if against and own.queue:
-            own = dataclasses.replace(own, early=(*own.early, click))
-        state = State((*state.clicks, click), state.patches, own)
-        if against and self._astray(state, voxel_zyx, watch):
+        queue, early = state.expansion.queue, state.expansion.early
+        early = (*early, *([click] if against else [])) if queue else ()
+        own = Expansion(ended=ended, queue=queue, barred=barred, early=early)
+        state = dataclasses.replace(state, expansion=own)
+        if astray := against and self._astray(state, voxel_zyx, watch):
             state = self._taken_back(state, watch)
-            if not any(patch.box_zyx.contains(voxel_zyx) for patch in state.patches):
-                return state
+        state = dataclasses.replace(state, clicks=(*state.clicks, click))
+        if astray and not any(patch.box_zyx.contains(voxel_zyx) for patch in state.patches):
+            return state
         holding = [p for p in state.patches if p.box_zyx.contains(voxel_zyx)]
         refined = max(holding, key=lambda p: p.box_zyx.depth(voxel_zyx), default=None)
         box = refined.box_zyx if refined else self.grid.patch_zyx(voxel_zyx, PATCH_SIZE)
@@ -356,7 +357,7 @@ class Session:
         What another patch had mended in them, they are told now.
         """
         places = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if click.positive]
-        wrong = [self.grid.voxel_zyx(click.ijk) for click in state.clicks[:-1] if not click.positive]
+        wrong = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if not click.positive]
         clicked = [p for p in state.patches if p.source is None and any(p.box_zyx.contains(v) for v in places)]
         own = dataclasses.replace(state.expansion, ended=expansion.TAKEN_BACK, queue=())
         state = dataclasses.replace(state, patches=tuple(clicked), expansion=own)
