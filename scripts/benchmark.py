@@ -2,12 +2,12 @@
 """Measure here: tables on the screen, and with --out the same as JSON. Times are medians of one run.
 
 click: first and next clicks against the dense path, the ring around a patch, and whole clicks over HTTP on a scan of
-512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its time
-goes. load: many clients at once against a server, which with --beside-training trains meanwhile; --compare: whether
-each gets the mask that it gets alone, else status 1. soak: the memory of a server over many clicks. evaluation: what
-the harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at random moments while
-clients save labels, and what is left of them; it ends with status 1 where anything is lost. next_sample: how long Next
-Sample takes in a large pool that is scored.
+512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its
+time goes. load: many clients at once against a server, which with --beside-training trains meanwhile; --compare:
+whether each gets the mask that it gets alone, else status 1. soak: memory and open files of a server over many
+clicks. evaluation: what the harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at
+random moments while clients save labels, and what is left of them; it ends with status 1 where anything is lost.
+next_sample: how long Next Sample takes in a large pool that is scored.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from pathlib import Path
 
 from ctsam3d.evaluation import USERS, benchmark
 from ctsam3d.evaluation.harness_benchmark import benchmark_evaluation
+from ctsam3d.evaluation.ring_benchmark import benchmark_expansion
 from ctsam3d.evaluation.timing import markdown, write_results
 from ctsam3d.labelapp.click_times import benchmark_http
 from ctsam3d.labelapp.crash import crash
@@ -35,7 +36,7 @@ def _click(arguments: argparse.Namespace) -> dict:
         tables["session"] = benchmark.benchmark_session(*common)
         tables["decode"] = benchmark.benchmark_decode(*common[:3])
     if "expansion" in arguments.parts:
-        tables["expansion"] = benchmark.benchmark_expansion(*common)
+        tables["expansion"] = benchmark_expansion(*common)
     if "http" in arguments.parts:
         tables |= benchmark_http(APP, arguments.repeats, _conf(arguments))
     return tables

@@ -108,8 +108,8 @@ def test_soak_samples_the_memory(served):
     clicks = number("CTSAM3D_SOAK_CLICKS", 100)
     found = soak(server, studies, clicks, expand=False)
     assert found.failures == []
-    assert [n for n, _ in found.samples] == list(range(0, clicks + 1, 50))
-    assert all(rss > 100 for _, rss in found.samples)
+    assert [n for n, _, _ in found.samples] == list(range(0, clicks + 1, 50))
+    assert all(rss > 100 and files > 0 for _, rss, files in found.samples)
     assert np.isfinite(found.slope)
 
 
@@ -169,10 +169,11 @@ def test_soak_steps_change_clients_and_structures_and_undo(study):
 
 
 def test_slope_is_that_of_the_last_half():
-    samples = [(0, 1000.0), (50, 1500.0), (100, 2000.0), (150, 2000.5), (200, 2001.0)]
+    samples = [(0, 1000.0, 9), (50, 1500.0, 12), (100, 2000.0, 12), (150, 2000.5, 13), (200, 2001.0, 12)]
     found = Soak(samples, [])
     assert found.slope == pytest.approx(10.0)  # 0.5 MB in 50 clicks
-    assert found.rows(3) == [{"clicks": n, "RSS MB": rss} for n, rss in (samples[0], samples[2], samples[4])]
+    expected = [{"clicks": n, "RSS MB": rss, "open files": files} for n, rss, files in samples[::2]]
+    assert found.rows(3) == expected
     assert len(found.rows(10)) == 5
     assert np.isnan(Soak(samples[:1], []).slope)
 

@@ -10,10 +10,10 @@ from ctsam3d.evaluation import benchmark, timing
 from ctsam3d.evaluation.benchmark import (
     ball_probability,
     benchmark_decode,
-    benchmark_expansion,
     benchmark_session,
     plain_decoder,
 )
+from ctsam3d.evaluation.ring_benchmark import benchmark_expansion
 from ctsam3d.model import build
 from ctsam3d.model.modulation import PsapLayer
 
@@ -77,6 +77,13 @@ def test_expansion_rows():
     assert session["mask voxels that differ %"] == 0
     assert 0 <= one_by_one["mask voxels that differ %"] < 100
     assert all(row["ring s"] > 0 for row in (session, one_by_one, s_alone))
+
+
+@pytest.mark.slow
+def test_neighbours_join_fresh_weights_too():
+    session, one_by_one, _ = benchmark_expansion(["small"], 1, "cpu", feedback=0)
+    assert 5 < session["joined"] == one_by_one["joined"]
+    assert one_by_one["mask voxels that differ %"] == 0
 
 
 def test_fresh_weights_are_those_of_the_seed():

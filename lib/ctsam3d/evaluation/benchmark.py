@@ -24,13 +24,12 @@ from ctsam3d.data.io import Case
 from ctsam3d.data.labels import NAMES, VALUE_OF
 from ctsam3d.data.phantoms import make_phantom
 from ctsam3d.evaluation.timing import Row, in_turn, median_row, peak_memory_mb, seconds_of, wait
-from ctsam3d.expansion import QUIET, Patch, neighbours
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
 from ctsam3d.model.modulation import PsapLayer
 from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.resample import crop_hu
 from ctsam3d.segmenter import Segmenter
-from ctsam3d.session import Session, State
+from ctsam3d.session import Session
 from ctsam3d.training.cases import VolumeCache
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import Run, Source
@@ -75,7 +74,7 @@ def plain_decoder(network: nn.Module) -> Iterator[None]:
             layer.plain = False
 
 
-def _sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
+def sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
     def dense():
         with plain_decoder(network):
             return run()
@@ -95,31 +94,31 @@ def benchmark_session(
         A row a preset, click and path: median seconds of features (crop and encode), decode, the rest, and in all.
     """
     phantom = make_phantom(seed, region="abdomen")
-    first = _central_voxel_ijk(phantom.labels_ijk == VALUE_OF["liver"])
+    first = central_voxel_ijk(phantom.labels_ijk == VALUE_OF["liver"])
     clicks = {"first": first, "next": (first[0] + 10, first[1], first[2])}
     rows = []
     for preset in presets:
         segmenter, weights = make_segmenter(preset, device, feedback, seed)
 
         def run(segmenter=segmenter) -> dict[str, Row]:
-            session = segmenter.session(_unseen(phantom.volume), expand=False)
+            session = segmenter.session(unseen(phantom.volume), expand=False)
             return {name: _timed(session, click) for name, click in clicks.items()}
 
-        measured = in_turn(_sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
+        measured = in_turn(sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
         for click in clicks:
             for path, runs in measured.items():
                 row = {"preset": preset, "weights": weights, "click": click, "path": path}
                 row |= median_row([result[click] for result in runs.results])
-                rows.append(row | _vram("VRAM MB", runs.vram_mb))
+                rows.append(row | vram("VRAM MB", runs.vram_mb))
     return rows
 
 
-def _central_voxel_ijk(mask_ijk: np.ndarray) -> tuple[int, int, int]:
+def central_voxel_ijk(mask_ijk: np.ndarray) -> tuple[int, int, int]:
     voxels = np.argwhere(mask_ijk)
     return tuple(int(v) for v in voxels[np.argmin(np.abs(voxels - voxels.mean(axis=0)).sum(axis=1))])
 
 
-def _unseen(volume: Volume) -> Volume:
+def unseen(volume: Volume) -> Volume:
     """The same scan as a new object, of which a segmenter keeps no features yet."""
     return dataclasses.replace(volume)
 
@@ -133,7 +132,7 @@ def _timed(session: Session, click_ijk) -> dict[str, float]:
     return {f"{stage} s": seconds for stage, seconds in named.items()}
 
 
-def _vram(column: str, vram_mb: float) -> Row:
+def vram(column: str, vram_mb: float) -> Row:
     return {column: vram_mb} if vram_mb else {}
 
 
@@ -158,7 +157,7 @@ def benchmark_decode(presets: Sequence[str], repeats: int, device: str, seed: in
         for fill in (None, *FILLS):
             previous = "none" if fill is None else f"{100 * fill:.0f} %"
             row = {"preset": preset, "weights": weights, "previous mask": previous}
-            rows.append(row | _decode_row(segmenter, features, _prompts(fill), repeats))
+            rows.append(row | _decode_row(segmenter, features, click_prompts(fill), repeats))
     return rows
 
 
@@ -166,20 +165,20 @@ def _decode_row(segmenter: Segmenter, features: tuple[Tensor, ...], prompts: Ten
     def run() -> float:
         return seconds_of(lambda: segmenter.decode(features, prompts), segmenter.device)
 
-    measured = in_turn(_sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
+    measured = in_turn(sparse_and_dense(run, segmenter.network), repeats, segmenter.device)
     seconds = {path: statistics.median(runs.results) for path, runs in measured.items()}
     row: Row = {f"{path} s": value for path, value in seconds.items()}
     row["dense / sparse x"] = seconds["dense"] / seconds["sparse"]
     row |= _compare_logits(segmenter, features, prompts)
     for path, runs in measured.items():
-        row |= _vram(f"{path} VRAM MB", runs.vram_mb)
+        row |= vram(f"{path} VRAM MB", runs.vram_mb)
     return row
 
 
 @torch.inference_mode()
 def _compare_logits(segmenter: Segmenter, features: tuple[Tensor, ...], prompts: Tensor) -> Row:
     prompts = prompts[None].to(segmenter.device).contiguous(memory_format=torch.channels_last_3d)
-    runs = _sparse_and_dense(lambda: segmenter.network.decode(features, prompts), segmenter.network)
+    runs = sparse_and_dense(lambda: segmenter.network.decode(features, prompts), segmenter.network)
     with _counting_dense(segmenter.network) as dense_layers:
         sparse = runs["sparse"]()
     difference = float((sparse - runs["dense"]()).abs().max())
@@ -207,11 +206,11 @@ def _counting_dense(network: nn.Module) -> Iterator[list[PsapLayer]]:
 
 def _liver_patch_hu(volume: Volume, labels_ijk: np.ndarray) -> np.ndarray:
     grid = ModelGrid.of(volume, SPACING_MM)
-    click_zyx = grid.voxel_zyx(_central_voxel_ijk(labels_ijk == VALUE_OF["liver"]))
+    click_zyx = grid.voxel_zyx(central_voxel_ijk(labels_ijk == VALUE_OF["liver"]))
     return crop_hu(volume, grid, grid.patch_zyx(click_zyx, PATCH_SIZE))
 
 
-def _prompts(fill: float | None) -> Tensor:
+def click_prompts(fill: float | None) -> Tensor:
     """Maps (3, D, H, W): a click in the middle, alone or as the last of two after a ball that fills that share."""
     middle = (PATCH_SIZE // 2,) * 3
     size = (PATCH_SIZE,) * 3
@@ -229,90 +228,6 @@ def ball_probability(fill: float) -> Tensor:
     distance = torch.stack(torch.meshgrid(axis, axis, axis, indexing="ij")).square().sum(0).sqrt()
     radius = distance.flatten().sort().values[round(fill * distance.numel()) - 1]
     return torch.sigmoid(radius + 1e-3 - distance).clamp(_MASK_FLOOR, 1 - _MASK_FLOOR)
-
-
-# ---- the ring around a clicked patch -------------------------------------------------------------------------------
-
-
-def benchmark_expansion(
-    presets: Sequence[str], repeats: int, device: str, feedback: int | None = None, seed: int = 0
-) -> list[Row]:
-    """Time a click in the liver and the first ring of its expansion, beside two plainer ways.
-
-    The first plain way asks P about every neighbour, also where the mask does not come near it, one at a time, and
-    runs S dense. The second runs S, dense, on every neighbour without asking P.
-
-    Returns:
-        A row a preset and way: median seconds of the click and of the ring, how many neighbours the way looked at, how
-        many joined the mask, and how many voxels of the mask differ from the session's.
-    """
-    phantom = make_phantom(seed, region="abdomen")
-    click_ijk = _central_voxel_ijk(phantom.labels_ijk == VALUE_OF["liver"])
-    rows = []
-    for preset in presets:
-        segmenter, weights = make_segmenter(preset, device, feedback, seed)
-        about = {"preset": preset, "weights": weights}
-        rows += [about | row for row in _expansion_rows(segmenter, phantom.volume, click_ijk, repeats)]
-    return rows
-
-
-def _expansion_rows(segmenter: Segmenter, volume: Volume, click_ijk, repeats: int) -> list[Row]:
-    alone = Segmenter(segmenter.info, segmenter.device)
-    alone.batch = 1
-    ways = {
-        "session": lambda: _ring(Session(segmenter, _unseen(volume)), click_ijk),
-        "every neighbour by P, one by one, S dense": _sparse_and_dense(
-            lambda: _ring(_EveryNeighbour(alone, _unseen(volume)), click_ijk), alone.network
-        )["dense"],
-        "every neighbour by S, dense": _sparse_and_dense(
-            lambda: _segment_neighbours(alone, volume, click_ijk), alone.network
-        )["dense"],
-    }
-    measured = in_turn(ways, repeats, segmenter.device)
-    expected = measured["session"].results[-1]["mask"]
-    rows = []
-    for way, runs in measured.items():
-        row: Row = {"way": way, **median_row([{k: v for k, v in r.items() if k != "mask"} for r in runs.results])}
-        if "mask" in runs.results[-1]:
-            different = np.count_nonzero(runs.results[-1]["mask"] != expected)
-            row["mask voxels that differ %"] = 100 * different / max(1, np.count_nonzero(expected))
-        rows.append(row | _vram("VRAM MB", runs.vram_mb))
-    return rows
-
-
-class _EveryNeighbour(Session):
-    """A session that asks P about all neighbours of a patch, wherever its mask ends."""
-
-    def _spread(self, state: State, patch: Patch) -> State:
-        more = [(patch.box_zyx, box) for box in neighbours(patch.box_zyx, self.grid.box_zyx)]
-        own = dataclasses.replace(state.expansion, queue=(*state.expansion.queue, *more), ended=QUIET)
-        return dataclasses.replace(state, expansion=own)
-
-
-def _ring(session: Session, click_ijk) -> dict:
-    """Seconds of a click and of one ring around its patch, the neighbours looked at and joined, and the mask."""
-    start = time.perf_counter()
-    session.click(click_ijk, seconds=0)  # no time to expand
-    clicked = time.perf_counter()
-    patch = session.state.patches[-1].box_zyx
-    while session.expanding and session.expansion.queue[0][0] == patch:
-        session.go_on(seconds=0)  # the next neighbours; what they lead to queues behind the ring
-    seconds = {"click s": clicked - start, "ring s": time.perf_counter() - clicked}
-    counts = {"looked at": session.expansion.proposed, "joined": session.expansion.segmented}
-    return {**seconds, **counts, "mask": session.mask()}
-
-
-def _segment_neighbours(segmenter: Segmenter, volume: Volume, click_ijk) -> dict:
-    """Seconds of cropping, encoding and decoding each neighbour of a clicked patch."""
-    grid = ModelGrid.of(volume, SPACING_MM)
-    boxes = neighbours(grid.patch_zyx(grid.voxel_zyx(click_ijk), PATCH_SIZE), grid.box_zyx)
-    prompts = _prompts(None)
-
-    def run() -> None:
-        for box in boxes:
-            segmenter.decode(segmenter.encode(crop_hu(volume, grid, box)), prompts)
-
-    return {"ring s": seconds_of(run, segmenter.device), "looked at": len(boxes)}
 
 
 # ---- training ------------------------------------------------------------------------------------------------------

@@ -292,35 +292,35 @@ class Soak:
     """What a soak test found.
 
     Attributes:
-        samples: (clicks so far, RSS of the server in MB), every 50 clicks.
+        samples: (clicks so far, RSS of the server in MB, its open files and sockets), every 50 clicks.
         failures: the reason of each request that was not answered.
     """
 
-    samples: list[tuple[int, float]]
+    samples: list[tuple[int, float, int]]
     failures: list[str]
 
     @property
     def slope(self) -> float:
         """Growth over the last half in MB per 1,000 clicks, by least squares; NaN below two samples."""
-        clicks, rss_mb = np.array(self.samples[len(self.samples) // 2 :], float).T
+        clicks, rss_mb, _ = np.array(self.samples[len(self.samples) // 2 :], float).T
         return float(1000 * np.polyfit(clicks, rss_mb, 1)[0]) if len(clicks) > 1 else float("nan")
 
     def rows(self, count: int = 10) -> list[Row]:
         """At most `count` of the samples, evenly over the time."""
         picked = np.unique(np.linspace(0, len(self.samples) - 1, count).round().astype(int))
-        return [{"clicks": self.samples[n][0], "RSS MB": self.samples[n][1]} for n in picked]
+        return [dict(zip(("clicks", "RSS MB", "open files"), self.samples[n])) for n in picked]
 
 
 def soak(server: LocalServer, studies: Sequence[Study], clicks: int = 2000, seed: int = 0, **options) -> Soak:
     """Clicks over changing structures, clients and images, with undo (shorter lists), one after the other."""
-    samples, failures = [(0, rss_mb(server.pid))], []
+    samples, failures = [(0, rss_mb(server.pid), open_files(server.pid))], []
     for number, work in enumerate(itertools.islice(_soak_steps(studies, np.random.default_rng(seed)), clicks), start=1):
         try:
             work.send(server.url, **options)
         except (RuntimeError, requests.RequestException) as error:
             failures.append(f"{work.client}: {error}")
         if number % _SAMPLE_CLICKS == 0:
-            samples.append((number, rss_mb(server.pid)))
+            samples.append((number, rss_mb(server.pid), open_files(server.pid)))
     return Soak(samples, failures)
 
 
@@ -352,6 +352,11 @@ def _soak_steps(studies: Sequence[Study], rng: np.random.Generator) -> Iterator[
 def rss_mb(pid: int) -> float:
     """Resident memory of a process, in MB of 10⁶ bytes."""
     return psutil.Process(pid).memory_info().rss / 1e6
+
+
+def open_files(pid: int) -> int:
+    """How many files, pipes and sockets a process has open."""
+    return psutil.Process(pid).num_fds()
 
 
 # ---- with a server of their own ------------------------------------------------------------------------------------
