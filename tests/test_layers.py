@@ -24,6 +24,7 @@ LAYERS = {
     "ctsam3d.metrics": 1,
     "ctsam3d.acquisition": 1,
     "ctsam3d.segmenter": 2,
+    "ctsam3d.patchwork": 2,
     "ctsam3d.session": 2,
     "ctsam3d.checkpoint": 2,
     "ctsam3d.data": 2,

@@ -12,8 +12,9 @@ from tests.geometry import MODEL_MM, PATCH, lps_of_ijk, lps_of_model_voxel, volu
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.expansion import Patch, blend
 from ctsam3d.model import build
+from ctsam3d.patchwork import State
 from ctsam3d.segmenter import Segmenter
-from ctsam3d.session import Session, State
+from ctsam3d.session import Session
 from ctsam3d.volume import Box, ModelGrid, Volume
 
 
@@ -99,7 +100,7 @@ def test_encode_once_per_patch(session):
     session.click((75, 70, 65))
     session.click((80, 70, 65))
     session.click((80, 75, 65), positive=False)
-    assert session._segmenter.calls == ["encode", "decode", "decode", "decode"]
+    assert session._patchwork._segmenter.calls == ["encode", "decode", "decode", "decode"]
 
 
 def test_undo_and_redo_are_exact(session):
@@ -129,12 +130,12 @@ def test_set_clicks_runs_what_is_new(session):
     session.set_clicks([a], [])
     session.set_clicks([a], [b])
     session.set_clicks([a, c], [b])
-    assert session._segmenter.calls.count("decode") == 3
+    assert session._patchwork._segmenter.calls.count("decode") == 3
     assert [x.ijk for x in session.clicks] == [a, b, c]
     session.set_clicks([a], [b])  # shorter: back to what was run, nothing new
-    assert session._segmenter.calls.count("decode") == 3 and [x.ijk for x in session.clicks] == [a, b]
+    assert session._patchwork._segmenter.calls.count("decode") == 3 and [x.ijk for x in session.clicks] == [a, b]
     session.set_clicks([a, c], [])  # b is gone: from (a) on
-    assert session._segmenter.calls.count("decode") == 4 and [x.ijk for x in session.clicks] == [a, c]
+    assert session._patchwork._segmenter.calls.count("decode") == 4 and [x.ijk for x in session.clicks] == [a, c]
     other = Session(BallSegmenter(), session.volume)
     other.set_clicks([a, c], [])
     assert np.array_equal(other.mask(), session.mask())
@@ -174,7 +175,7 @@ def test_a_bad_click_changes_nothing(session, call, error, words):
 def test_a_failing_network_changes_nothing(session):
     session.click((75, 70, 65))
     before, clicks = session.mask(), session.clicks
-    session._segmenter.decode = None
+    session._patchwork._segmenter.decode = None
     with pytest.raises(TypeError):
         session.set_clicks([(75, 70, 65), (20, 20, 20)], [])
     assert session.clicks == clicks and np.array_equal(session.mask(), before)
@@ -182,8 +183,8 @@ def test_a_failing_network_changes_nothing(session):
 
 def test_negative_clicks_alone_add_nothing(session):
     session.set_clicks([], [(30, 30, 30)])
-    assert not session.mask().any() and session._segmenter.calls == []
-    session._segmenter.decode = lambda features, prompts: np.ones((64, 64, 64), np.float32)
+    assert not session.mask().any() and session._patchwork._segmenter.calls == []
+    session._patchwork._segmenter.decode = lambda features, prompts: np.ones((64, 64, 64), np.float32)
     session.set_clicks([(20, 20, 20)], [])
     session.click((140, 130, 120), positive=False)  # a patch of its own, which holds no foreground
     assert session.mask()[120, 120, 120] == 0
@@ -198,10 +199,10 @@ def test_a_negative_click_elsewhere_starts_from_the_mask_so_far():
 
 
 def test_the_clicked_voxel_obeys_even_when_the_network_does_not(session):
-    session._segmenter.decode = lambda features, prompts: np.zeros((64, 64, 64), np.float32)
+    session._patchwork._segmenter.decode = lambda features, prompts: np.zeros((64, 64, 64), np.float32)
     session.set_clicks([(75, 70, 65)], [])
     assert session.mask()[75, 70, 65] == 1 and session.mask().sum() == 1
-    session._segmenter.decode = lambda features, prompts: np.ones((64, 64, 64), np.float32)
+    session._patchwork._segmenter.decode = lambda features, prompts: np.ones((64, 64, 64), np.float32)
     session.click((78, 70, 65), positive=False)
     assert session.mask()[78, 70, 65] == 0 and session.mask()[77, 70, 65] == 1
 
@@ -267,9 +268,9 @@ def test_an_identity_stitches_to_the_identity(spacing):
 
 def test_overlapping_patches_blend_smoothly():
     session = Session(BallSegmenter(), scan())
-    session._segmenter.decode = lambda features, prompts: np.full((64, 64, 64), 0.2, np.float32)
+    session._patchwork._segmenter.decode = lambda features, prompts: np.full((64, 64, 64), 0.2, np.float32)
     session.click((50, 70, 65))
-    session._segmenter.decode = lambda features, prompts: np.full((64, 64, 64), 0.8, np.float32)
+    session._patchwork._segmenter.decode = lambda features, prompts: np.full((64, 64, 64), 0.8, np.float32)
     session.click((90, 70, 65))
     line = blend(session.state.patches, session.grid.box_zyx)[65, 70]
     steps = np.abs(np.diff(line[line > 0]))

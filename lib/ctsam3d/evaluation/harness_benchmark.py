@@ -124,6 +124,10 @@ class _Clocked(Segmenter):
 
 
 class _ClockedSession(Session):
+    def __init__(self, clocked: _Clocked, volume, expand: bool):
+        super().__init__(clocked, volume, expand)
+        self._clocked = clocked
+
     def click(self, ijk, positive: bool = True, seconds: float | None = None) -> None:
-        self._segmenter.clicks += 1
-        self._segmenter.timed("clicks", super().click, ijk, positive, seconds)
+        self._clocked.clicks += 1
+        self._clocked.timed("clicks", super().click, ijk, positive, seconds)

@@ -23,9 +23,10 @@ from ctsam3d.evaluation.benchmark import (
 from ctsam3d.evaluation.timing import Row, in_turn, median_row, seconds_of
 from ctsam3d.expansion import QUIET, Patch, neighbours, peak
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM
+from ctsam3d.patchwork import Patchwork, State
 from ctsam3d.resample import crop_hu, crop_labels
 from ctsam3d.segmenter import Segmenter
-from ctsam3d.session import Session, State
+from ctsam3d.session import Session
 from ctsam3d.training.step import heatmap_target
 from ctsam3d.volume import Box, ModelGrid, Volume
 
@@ -60,7 +61,9 @@ def _ring_ways(segmenter: Segmenter, volume: Volume, click_ijk, truth_ijk: np.nd
     alone.batch = 1
 
     def ring(segmenter: Segmenter, every: bool) -> dict:
-        return _ring(_RingSession(segmenter, unseen(volume), every, truth_ijk), click_ijk)
+        session = Session(segmenter, unseen(volume))
+        session._patchwork = _RingPatchwork(segmenter, session.volume, session.grid, every, truth_ijk)
+        return _ring(session, click_ijk)
 
     dense = {
         "every neighbour by P, one by one, S dense": lambda: ring(alone, every=True),
@@ -83,16 +86,16 @@ def _expansion_rows(ways: dict[str, Callable], device: torch.device, repeats: in
     return rows
 
 
-class _RingSession(Session):
-    """A session for `benchmark_expansion`.
+class _RingPatchwork(Patchwork):
+    """What works in a session for `benchmark_expansion`.
 
     Args:
         every: ask P about all neighbours of a patch, wherever its mask ends.
         truth_ijk: bool (I, J, K); the answers of S, and of P where it clicks, once they have been computed.
     """
 
-    def __init__(self, segmenter: Segmenter, volume: Volume, every: bool, truth_ijk: np.ndarray | None):
-        super().__init__(segmenter, volume)
+    def __init__(self, segmenter, volume: Volume, grid: ModelGrid, every: bool, truth_ijk: np.ndarray | None):
+        super().__init__(segmenter, volume, grid, expand=True)
         self._every, self._truth_ijk = every, truth_ijk
 
     def _spread(self, state: State, patch: Patch) -> State:
