@@ -17,8 +17,7 @@ from ctsam3d.training.loop import Source, train
 from ctsam3d.training.processes import process_group
 
 
-def main(argv: list[str] | None = None) -> None:
-    """Read the command line and make one library call."""
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", nargs="+", required=True, type=Path,
                         help="case folders, or folders of them; each argument is drawn from equally often")  # fmt: skip
@@ -63,6 +62,12 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--save-every", type=int, default=50, help="steps between two states")
     parser.add_argument("--weights", type=Path, help="a .safetensors file to start from")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
+    return parser
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Read the command line and make one library call."""
+    parser = _parser()
     arguments = parser.parse_args(argv)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     shares = arguments.shares or [1.0] * len(arguments.data)
