@@ -111,6 +111,11 @@ def test_groups_can_be_others():
     assert row(table, "right")["DSC, median (quartiles)"] == "0.925 (0.912 to 0.938)"
 
 
+def test_a_network_with_fourier_features_is_counted_too():
+    cost, tiny = (network_cost(dataclasses.replace(PRESETS["tiny"], prompt=prompt)) for prompt in ("rff", "psap"))
+    assert cost.encode == tiny.encode and 0 < cost.decode != tiny.decode
+
+
 def test_networks_are_counted_as_they_stand():
     cost, network = network_cost(PRESETS["tiny"], feedback=2), build("tiny")
     parameters = cost.encoder_parameters + cost.decoder_parameters + cost.proposer_parameters

@@ -1,0 +1,193 @@
+"""The paper's ablations at an equal, small budget: variants of `tiny`, trained from fresh weights and clicked through.
+
+Paper: Table 4 (PSAP against random Fourier features, ResT against a UNet encoder), Table 5 (cross-patch prompting) and
+CT-SAM3D*, which is trained without the three added tissues. As S alone is compared, every variant carries the P of the
+packaged weights, and none has what this project adds to the paper's network (`Appearance`): it would tell a decoder
+where prompts are that is not to know it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from ctsam3d import checkpoint
+from ctsam3d.checkpoint import Checkpoint
+from ctsam3d.data.datasets import find_dataset
+from ctsam3d.data.files import atomic_path
+from ctsam3d.data.labels import TISSUES
+from ctsam3d.evaluation import MIN_VOXELS, evaluate
+from ctsam3d.evaluation.timing import Row, markdown
+from ctsam3d.model.build import PRESETS, build
+from ctsam3d.training.config import TrainingConfig
+from ctsam3d.training.loop import Source, train
+from ctsam3d.training.pairs import TrainingVolume
+
+CLICKS = (1, 3, 5)
+LARGE = frozenset(
+    ("liver", "stomach", "colon", "small_bowel", "aorta", "inferior_vena_cava", "autochthon_left", "autochthon_right",
+     "iliopsoas_left", "iliopsoas_right", "gluteus_maximus_left", "gluteus_maximus_right", "hip_left", "hip_right",
+     "pulmonary_artery", *TISSUES)
+)  # fmt: skip
+"""Names of structures that reach beyond a patch, which cross-patch prompting is for."""
+SINGLE, SPREADING = "single", "spreading"
+CONFIG = TrainingConfig(
+    preset=None,
+    epochs=1,
+    schedule="cosine",
+    warmup_share=0.05,
+    learning_rate=1e-3,
+    gradient_clip=1.0,
+    batch_size=4,
+    rounds=4,
+    samples_per_volume=4,
+    structure_power=0.4,
+    empty_share=0.0,
+    imprecise_clicks=0.2,
+    trainable="segmentation",
+)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A network and what it is trained on.
+
+    Attributes:
+        name: of its folder and its row.
+        encoder, prompt: see `build`.
+        left_out: structures that no pair is drawn of.
+    """
+
+    name: str
+    encoder: str = "rest"
+    prompt: str = "psap"
+    left_out: tuple[str, ...] = ()
+
+
+VARIANTS = (
+    Variant("psap-rest"),
+    Variant("rff", prompt="rff"),
+    Variant("unet", encoder="unet"),
+    Variant("without-tissues", left_out=TISSUES),
+)
+"""The first is what the others are compared with."""
+
+
+def ablate(
+    groups: Sequence[Sequence[TrainingVolume]],
+    test: str | os.PathLike,
+    out: str | os.PathLike,
+    shares: Sequence[float] | None = None,
+    cases: Sequence[str] | None = None,
+    seeds: Sequence[int] = (0, 1, 2),
+    variants: Sequence[Variant] = VARIANTS,
+    config: TrainingConfig = CONFIG,
+    device: str = "cpu",
+    min_voxels: int = MIN_VOXELS,
+) -> Path:
+    """Train every variant with every seed, click through the test cases, and write ``out/ablation.md``.
+
+    What is done is kept under ``out/<variant>/seed_<n>``: the same command goes on after an interruption, and several
+    that share `out`, each with a variant or a seed of its own, can run side by side.
+
+    Args:
+        groups, shares: volumes, and each group's share of the pairs; equal ones where None.
+        test: folder of cases that are none of these.
+        cases: names in `test`; default all.
+        seeds: of fresh weights, pairs and simulated users.
+        config: without a preset.
+
+    Returns:
+        Path of the table, over all that is in `out` by now.
+
+    Raises:
+        ValueError: data that cannot be used, or a test case among them.
+    """
+    files = find_dataset(test).chosen(cases)
+    used = {volume.name for group in groups for volume in group}
+    if shared := sorted(used & {case.name for case in files}):
+        raise ValueError(f"test cases must be none of the training's, got {shared}")
+    for seed in seeds:
+        for variant in variants:
+            folder = Path(out) / variant.name / f"seed_{seed}"
+            own = dataclasses.replace(config, seed=seed)
+            sources = [
+                Source(without_structures(group, variant.left_out), share)
+                for group, share in zip(groups, shares or [1.0] * len(groups), strict=True)
+            ]
+            weights = train(sources, own, folder, initial=_start(variant, own, folder), save_every=20, device=device)
+            names = [case.name for case in files]
+            common = {"cases": names, "clicks": CLICKS, "seeds": 1, "min_voxels": min_voxels, "device": device}
+            for way in (SINGLE, SPREADING):
+                evaluate(test, folder / way, weights, expand=way == SPREADING, **common)
+    return write_table(out)
+
+
+def without_structures(volumes: Sequence[TrainingVolume], names: Sequence[str]) -> list[TrainingVolume]:
+    """The volumes of which no pair of the named structures can be drawn; those that hold nothing else are left out."""
+    out = []
+    for volume in volumes:
+        kept = {v: name for v, name in zip(volume.sizes, volume.structures, strict=True) if name not in names}
+        if kept:
+            anchors, sizes = ({v: values[v] for v in kept} for values in (volume.anchors, volume.sizes))
+            out.append(dataclasses.replace(volume, anchors=anchors, sizes=sizes, structures=tuple(kept.values())))
+    return out
+
+
+def _start(variant: Variant, config: TrainingConfig, folder: Path) -> Checkpoint:
+    """Fresh weights of S, the packaged ones of P; written once, so that a run that goes on finds the same."""
+    path = folder / "start.safetensors"
+    if not path.is_file():
+        packaged = checkpoint.load(checkpoint.packaged_path())
+        torch.manual_seed(config.seed)
+        paper = dataclasses.replace(PRESETS["tiny"], appearance=0)
+        network = build(paper, encoder=variant.encoder, prompt=variant.prompt)
+        network.cross_patch.load_state_dict(packaged.network.cross_patch.state_dict())
+        start = Checkpoint(
+            network, config.hu_window, version=variant.name, peak_threshold=packaged.peak_threshold, notes={"data": []}
+        )
+        checkpoint.save(path, start)
+    return checkpoint.load(path)
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
+
+
+def write_table(out: str | os.PathLike) -> Path:
+    """``out/ablation.md`` from the results that are there: over all structures and over large ones, a row a variant.
+
+    DSC is the mean over structures, then over seeds, with the standard deviation over seeds behind it.
+
+    Raises:
+        ValueError: no results.
+    """
+    frames = []
+    for path in sorted(Path(out).glob("*/seed_*/*/results.csv")):
+        variant, run, way = path.parts[-4:-1]
+        frames.append(pd.read_csv(path).assign(variant=variant, run=run, way=way))
+    if not frames:
+        raise ValueError(f"out {out} must hold results of a variant, it has none")
+    results = pd.concat(frames)
+    rows = []
+    for structures, chosen in (("all", results), ("large", results[results["structure"].isin(LARGE)])):
+        for way in (SINGLE, SPREADING):
+            for variant in VARIANTS:
+                own = chosen[(chosen["variant"] == variant.name) & (chosen["way"] == way)]
+                if len(own):
+                    rows.append({"structures": structures, "clicks": way, "variant": variant.name, **_row(own)})
+    path = Path(out) / "ablation.md"
+    with atomic_path(path) as temporary:
+        temporary.write_text(markdown(rows) + "\n", encoding="utf-8")
+    return path
+
+
+def _row(results: pd.DataFrame) -> Row:
+    means = results.groupby(["run", "clicks"])["dsc"].mean().unstack()  # a row a seed, a column a number of clicks
+    cells = {f"DSC after {n}": f"{means[n].mean():.3f} ± {means[n].std(ddof=0):.3f}" for n in means}
+    return {"of": results.groupby(["case", "structure"]).ngroups, "seeds": len(means), **cells}
