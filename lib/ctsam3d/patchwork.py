@@ -162,7 +162,7 @@ class Patchwork:
     def _leads_astray(self, state: State, source: Patch, box: Box, seed_zyx: Zyx, watch: Stopwatch) -> bool:
         """Whether a patch would have been opened over a negative click, deep, had that come after the expansion.
 
-        So that a time limit, which lets the click come first, changes nothing.
+        A time limit lets the click come first. This patch alone is looked at, where `_astray` sees them blended.
         """
         early = {c: self.grid.voxel_zyx(c.ijk) for c in state.expansion.early}
         early = {click: voxel_zyx for click, voxel_zyx in early.items() if box.contains(voxel_zyx)}

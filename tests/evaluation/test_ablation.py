@@ -23,10 +23,12 @@ def volume(name, structures):
 
 def test_no_pair_is_drawn_of_what_is_left_out():
     both, muscle = volume("a", ["liver", "skeletal_muscle", "spleen"]), volume("b", ["skeletal_muscle"])
-    (kept,) = without_structures([both, muscle], ["skeletal_muscle"])
+    (kept,) = without_structures([both], ["skeletal_muscle"])
     assert (kept.name, kept.structures, kept.sizes) == ("a", ("liver", "spleen"), {1: 10, 3: 30})
     assert list(kept.anchors) == [1, 3] and kept.anchors[3][0, 0] == 3
     assert [own.sizes for own in without_structures([both, muscle], [])] == [both.sizes, muscle.sizes]
+    with pytest.raises(ValueError, match="volume b must hold another structure than skeletal_muscle"):
+        without_structures([both, muscle], ["skeletal_muscle"])
 
 
 def test_the_table_has_means_over_structures_and_then_over_seeds(tmp_path):
@@ -34,12 +36,14 @@ def test_the_table_has_means_over_structures_and_then_over_seeds(tmp_path):
         ("psap-rest", 0, "single"): (0.4, 0.6),
         ("psap-rest", 1, "single"): (0.6, 0.8),
         ("psap-rest", 0, "spreading"): (0.9, 0.1),
+        ("own", 0, "single"): (0.1, 0.1),
         ("rff", 0, "single"): (0.2, 0.2),
     }
     for (variant, seed, way), dsc in found.items():
         folder = tmp_path / variant / f"seed_{seed}" / way
         folder.mkdir(parents=True)
-        rows = [{"case": "c", "structure": s, "clicks": 1, "dsc": d} for s, d in zip(("liver", "rib_left_1"), dsc)]
+        clicked = zip(("liver", "rib_left_1", "visceral_fat"), (*dsc, 0.0))  # which one variant is not trained on
+        rows = [{"case": "c", "structure": structure, "clicks": 1, "dsc": value} for structure, value in clicked]
         pd.DataFrame(rows).to_csv(folder / "results.csv", index=False)
     table = write_table(tmp_path).read_text().splitlines()
     lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in table]
@@ -47,9 +51,11 @@ def test_the_table_has_means_over_structures_and_then_over_seeds(tmp_path):
     assert lines[2:] == [
         ["all", "single", "psap-rest", "2", "2", "0.600 ± 0.100"],
         ["all", "single", "rff", "2", "1", "0.200 ± 0.000"],
+        ["all", "single", "own", "2", "1", "0.100 ± 0.000"],
         ["all", "spreading", "psap-rest", "2", "1", "0.500 ± 0.000"],
         ["large", "single", "psap-rest", "1", "2", "0.500 ± 0.100"],
         ["large", "single", "rff", "1", "1", "0.200 ± 0.000"],
+        ["large", "single", "own", "1", "1", "0.100 ± 0.000"],
         ["large", "spreading", "psap-rest", "1", "1", "0.900 ± 0.000"],
     ]
 
@@ -90,3 +96,9 @@ def test_a_test_case_among_the_training_s_is_refused(data, tmp_path):
     volumes, _ = data
     with pytest.raises(ValueError, match=r"none of the training's, got .*scene_0"):
         ablate([volumes], tmp_path / "data", tmp_path / "out")
+
+
+def test_shares_are_a_number_per_group(data, tmp_path):
+    volumes, test = data
+    with pytest.raises(ValueError, match=r"shares must have a number per group, 1, got 2"):
+        ablate([volumes], test, tmp_path / "out", shares=[1.0, 2.0])

@@ -33,9 +33,9 @@ CLICKS = (1, 3, 5)
 LARGE = frozenset(
     ("liver", "stomach", "colon", "small_bowel", "aorta", "inferior_vena_cava", "autochthon_left", "autochthon_right",
      "iliopsoas_left", "iliopsoas_right", "gluteus_maximus_left", "gluteus_maximus_right", "hip_left", "hip_right",
-     "pulmonary_artery", *TISSUES)
+     "pulmonary_artery")
 )  # fmt: skip
-"""Names of structures that reach beyond a patch, which cross-patch prompting is for."""
+"""A selection of structures that reach beyond a patch, which cross-patch prompting is for."""
 SINGLE, SPREADING = "single", "spreading"
 CONFIG = TrainingConfig(
     preset=None,
@@ -100,28 +100,33 @@ def ablate(
         groups, shares: volumes, and each group's share of the pairs; equal ones where None.
         test: folder of cases that are none of these.
         cases: names in `test`; default all.
-        seeds: of fresh weights, pairs and simulated users.
+        seeds: of fresh weights and pairs; the simulated user is the same for all.
         config: without a preset.
 
     Returns:
         Path of the table, over all that is in `out` by now.
 
     Raises:
-        ValueError: data that cannot be used, or a test case among them.
+        ValueError: data that cannot be used, or a test case among them or among what P was trained on.
     """
     files = find_dataset(test).chosen(cases)
-    used = {volume.name for group in groups for volume in group}
+    packaged = checkpoint.load(checkpoint.packaged_path())
+    used = {volume.name for group in groups for volume in group} | set(packaged.notes["data"])
     if shared := sorted(used & {case.name for case in files}):
         raise ValueError(f"test cases must be none of the training's, got {shared}")
+    shares = shares or [1.0] * len(groups)
+    if len(shares) != len(groups):
+        raise ValueError(f"shares must have a number per group, {len(groups)}, got {len(shares)}")
+    sources_of = {
+        variant: [Source(without_structures(g, variant.left_out), s) for g, s in zip(groups, shares)]
+        for variant in variants
+    }
     for seed in seeds:
-        for variant in variants:
+        for variant, sources in sources_of.items():
             folder = Path(out) / variant.name / f"seed_{seed}"
             own = dataclasses.replace(config, seed=seed)
-            sources = [
-                Source(without_structures(group, variant.left_out), share)
-                for group, share in zip(groups, shares or [1.0] * len(groups), strict=True)
-            ]
-            weights = train(sources, own, folder, initial=_start(variant, own, folder), save_every=20, device=device)
+            start = _start(variant, own, packaged, folder / "start.safetensors")
+            weights = train(sources, own, folder, initial=start, save_every=20, device=device)
             names = [case.name for case in files]
             common = {"cases": names, "clicks": CLICKS, "seeds": 1, "min_voxels": min_voxels, "device": device}
             for way in (SINGLE, SPREADING):
@@ -130,27 +135,34 @@ def ablate(
 
 
 def without_structures(volumes: Sequence[TrainingVolume], names: Sequence[str]) -> list[TrainingVolume]:
-    """The volumes of which no pair of the named structures can be drawn; those that hold nothing else are left out."""
+    """The volumes, as if the named structures were not labelled: no pair of them can be drawn.
+
+    Raises:
+        ValueError: a volume holds nothing else; a variant that went without it would train for fewer steps.
+    """
     out = []
     for volume in volumes:
         kept = {v: name for v, name in zip(volume.sizes, volume.structures, strict=True) if name not in names}
-        if kept:
-            anchors, sizes = ({v: values[v] for v in kept} for values in (volume.anchors, volume.sizes))
-            out.append(dataclasses.replace(volume, anchors=anchors, sizes=sizes, structures=tuple(kept.values())))
+        if not kept:
+            raise ValueError(f"volume {volume.name} must hold another structure than {', '.join(volume.structures)}")
+        anchors, sizes = ({v: values[v] for v in kept} for values in (volume.anchors, volume.sizes))
+        out.append(dataclasses.replace(volume, anchors=anchors, sizes=sizes, structures=tuple(kept.values())))
     return out
 
 
-def _start(variant: Variant, config: TrainingConfig, folder: Path) -> Checkpoint:
+def _start(variant: Variant, config: TrainingConfig, packaged: Checkpoint, path: Path) -> Checkpoint:
     """Fresh weights of S, the packaged ones of P; written once, so that a run that goes on finds the same."""
-    path = folder / "start.safetensors"
     if not path.is_file():
-        packaged = checkpoint.load(checkpoint.packaged_path())
         torch.manual_seed(config.seed)
         paper = dataclasses.replace(PRESETS["tiny"], appearance=0)
         network = build(paper, encoder=variant.encoder, prompt=variant.prompt)
         network.cross_patch.load_state_dict(packaged.network.cross_patch.state_dict())
         start = Checkpoint(
-            network, config.hu_window, version=variant.name, peak_threshold=packaged.peak_threshold, notes={"data": []}
+            network,
+            config.hu_window,
+            version=variant.name,
+            peak_threshold=packaged.peak_threshold,
+            notes={"data": packaged.notes["data"]},
         )
         checkpoint.save(path, start)
     return checkpoint.load(path)
@@ -162,7 +174,8 @@ def _start(variant: Variant, config: TrainingConfig, folder: Path) -> Checkpoint
 def write_table(out: str | os.PathLike) -> Path:
     """``out/ablation.md`` from the results that are there: over all structures and over large ones, a row a variant.
 
-    DSC is the mean over structures, then over seeds, with the standard deviation over seeds behind it.
+    The added tissues are left out, as one variant is not trained on them. DSC is the mean over structures, then over
+    seeds, with the standard deviation over seeds behind it.
 
     Raises:
         ValueError: no results.
@@ -174,13 +187,16 @@ def write_table(out: str | os.PathLike) -> Path:
     if not frames:
         raise ValueError(f"out {out} must hold results of a variant, it has none")
     results = pd.concat(frames)
+    results = results[~results["structure"].isin(TISSUES)]
+    known = [variant.name for variant in VARIANTS]
+    variants = sorted(results["variant"].unique(), key=lambda name: (known.index(name) if name in known else 99, name))
     rows = []
     for structures, chosen in (("all", results), ("large", results[results["structure"].isin(LARGE)])):
         for way in (SINGLE, SPREADING):
-            for variant in VARIANTS:
-                own = chosen[(chosen["variant"] == variant.name) & (chosen["way"] == way)]
+            for variant in variants:
+                own = chosen[(chosen["variant"] == variant) & (chosen["way"] == way)]
                 if len(own):
-                    rows.append({"structures": structures, "clicks": way, "variant": variant.name, **_row(own)})
+                    rows.append({"structures": structures, "clicks": way, "variant": variant, **_row(own)})
     path = Path(out) / "ablation.md"
     with atomic_path(path) as temporary:
         temporary.write_text(markdown(rows) + "\n", encoding="utf-8")

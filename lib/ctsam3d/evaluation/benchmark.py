@@ -75,6 +75,8 @@ def plain_decoder(network: nn.Module) -> Iterator[None]:
 
 
 def sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
+    """`run` as it is, and with the decoder of `network` plain."""
+
     def dense():
         with plain_decoder(network):
             return run()
@@ -114,6 +116,7 @@ def benchmark_session(
 
 
 def central_voxel_ijk(mask_ijk: np.ndarray) -> tuple[int, int, int]:
+    """The voxel of a mask that is nearest to its centroid."""
     voxels = np.argwhere(mask_ijk)
     return tuple(int(v) for v in voxels[np.argmin(np.abs(voxels - voxels.mean(axis=0)).sum(axis=1))])
 
@@ -133,6 +136,7 @@ def _timed(session: Session, click_ijk) -> dict[str, float]:
 
 
 def vram(column: str, vram_mb: float) -> Row:
+    """A column of a row, where there is a GPU."""
     return {column: vram_mb} if vram_mb else {}
 
 

@@ -41,8 +41,9 @@ def network_cost(config: NetworkConfig, feedback: int = 0) -> NetworkCost:
         feedback: see `NetworkCost`.
     """
     # Shapes are enough, but for random Fourier features: those look for the clicks, and are given none.
-    device = "cpu" if config.prompt == "rff" else "meta"
-    with torch.device(device), torch.enable_grad():  # without gradients layers take short cuts that need real values
+    real = config.prompt == "rff"
+    # Without gradients PSAP takes short cuts that need real values.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.set_grad_enabled(not real):
         network = build(config).eval()
         image = torch.zeros(1, 1, *(PATCH_SIZE,) * 3)
         prompts = torch.zeros(1, PROMPTS, *(PATCH_SIZE,) * 3)

@@ -59,10 +59,11 @@ def benchmark_expansion(
 def _ring_ways(segmenter: Segmenter, volume: Volume, click_ijk, truth_ijk: np.ndarray | None) -> dict[str, Callable]:
     alone = Segmenter(segmenter.info, segmenter.device)
     alone.batch = 1
+    truth = _Truth(truth_ijk, ModelGrid.of(volume, SPACING_MM)) if truth_ijk is not None else None
 
     def ring(segmenter: Segmenter, every: bool) -> dict:
         session = Session(segmenter, unseen(volume))
-        session._patchwork = _RingPatchwork(segmenter, session.volume, session.grid, every, truth_ijk)
+        session._patchwork = _RingPatchwork(segmenter, session.volume, session.grid, every, truth)
         return _ring(session, click_ijk)
 
     dense = {
@@ -86,17 +87,40 @@ def _expansion_rows(ways: dict[str, Callable], device: torch.device, repeats: in
     return rows
 
 
+class _Truth:
+    """What S and P should answer; each answer is made once, in the round that warms up, and costs nothing later."""
+
+    def __init__(self, truth_ijk: np.ndarray, grid: ModelGrid):
+        self._truth_ijk, self._grid = truth_ijk, grid
+        self._masks: dict[Box, np.ndarray] = {}
+        self._clicks: dict[Box, tuple[int, int, int] | None] = {}
+
+    def mask(self, box_zyx: Box) -> np.ndarray:
+        """Float16 (D, H, W) of 0 and 1."""
+        if box_zyx not in self._masks:
+            self._masks[box_zyx] = crop_labels(self._truth_ijk, self._grid, box_zyx).astype(np.float16)
+        return self._masks[box_zyx]
+
+    def click(self, box_zyx: Box) -> tuple[int, int, int] | None:
+        """A voxel of the grid; None where a box has nothing to click."""
+        if box_zyx not in self._clicks:
+            place, height = peak(heatmap_target(self.mask(box_zyx) > 0).numpy())
+            found = tuple(a + v for a, v in zip(box_zyx.start, place))
+            self._clicks[box_zyx] = found if height > 0 else None
+        return self._clicks[box_zyx]
+
+
 class _RingPatchwork(Patchwork):
     """What works in a session for `benchmark_expansion`.
 
     Args:
         every: ask P about all neighbours of a patch, wherever its mask ends.
-        truth_ijk: bool (I, J, K); the answers of S, and of P where it clicks, once they have been computed.
+        truth: takes the place of what S, and P where it clicks, have computed; None to leave their answers.
     """
 
-    def __init__(self, segmenter, volume: Volume, grid: ModelGrid, every: bool, truth_ijk: np.ndarray | None):
+    def __init__(self, segmenter, volume: Volume, grid: ModelGrid, every: bool, truth: _Truth | None):
         super().__init__(segmenter, volume, grid, expand=True)
-        self._every, self._truth_ijk = every, truth_ijk
+        self._every, self._truth = every, truth
 
     def _spread(self, state: State, patch: Patch) -> State:
         if not self._every:
@@ -107,19 +131,11 @@ class _RingPatchwork(Patchwork):
 
     def _segment(self, state: State, box_zyx: Box, *arguments, **options) -> Patch | None:
         patch = super()._segment(state, box_zyx, *arguments, **options)
-        if self._truth_ijk is None:
-            return patch
-        return dataclasses.replace(patch, probability=self._truth_zyx(box_zyx).astype(np.float16))
+        return patch if self._truth is None else dataclasses.replace(patch, probability=self._truth.mask(box_zyx))
 
     def _proposals(self, source: Patch, boxes: Sequence[Box], watch) -> Iterator[tuple[Box, tuple | None]]:
         for box, seed_zyx in super()._proposals(source, boxes, watch):
-            if self._truth_ijk is not None:
-                place, height = peak(heatmap_target(self._truth_zyx(box)).numpy())
-                seed_zyx = tuple(a + v for a, v in zip(box.start, place)) if height > 0 else None
-            yield box, seed_zyx
-
-    def _truth_zyx(self, box_zyx: Box) -> np.ndarray:
-        return crop_labels(self._truth_ijk, self.grid, box_zyx)
+            yield box, seed_zyx if self._truth is None else self._truth.click(box)
 
 
 def _ring(session: Session, click_ijk) -> dict:
