@@ -5,9 +5,9 @@ click: first and next clicks against the dense path, the ring around a patch, an
 512 x 512 x 600 voxels beside those of a sample app of MONAI Label. training: a step of Algorithm 1, and where its
 time goes. load: many clients at once against a server, which with --beside-training trains meanwhile; --compare:
 whether each gets the mask that it gets alone, else status 1. soak: memory and open files of a server over many
-clicks. evaluation: what the harness of scripts/evaluate.py adds to the network's time. crash: kill -9 of a server at
-random moments while clients save labels, and what is left of them; it ends with status 1 where anything is lost.
-next_sample: how long Next Sample takes in a large pool that is scored.
+clicks, and status 1 where one of them failed. evaluation: what the harness of scripts/evaluate.py adds to the
+network's time. crash: kill -9 of a server at random moments while clients save labels, and what is left of them; it
+ends with status 1 where anything is lost. next_sample: how long Next Sample takes in a large pool that is scored.
 """
 
 import argparse
@@ -56,8 +56,15 @@ def _load(arguments: argparse.Namespace) -> dict:
 
 def _soak(arguments: argparse.Namespace) -> dict:
     found = benchmark_soak(APP, arguments.clicks, _conf(arguments), expand=arguments.expand)
-    slope = {"clicks": found.samples[-1][0], "slope of the last half, MB per 1,000 clicks": found.slope}
-    return {"soak": found.rows(), "slope": [slope], "failures": [{"failure": reason} for reason in found.failures]}
+    half = found.samples[len(found.samples) // 2 :]
+    files = [files for _, _, files in half]
+    settled = {
+        "clicks": found.samples[-1][0],
+        "slope of the last half, MB per 1,000 clicks": found.slope,
+        "RSS MB in it": f"{min(rss for _, rss, _ in half):.0f} to {max(rss for _, rss, _ in half):.0f}",
+        "open files in it": f"{min(files)} to {max(files)}",
+    }
+    return {"soak": found.rows(), "settled": [settled], "failures": [{"failure": reason} for reason in found.failures]}
 
 
 def _crash(arguments: argparse.Namespace) -> dict:
@@ -145,7 +152,7 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.out:
         about = {"device": arguments.device, "weights": getattr(arguments, "weights", "fresh")}
         write_results(arguments.out, tables, shlex.join(["scripts/benchmark.py", *(argv or sys.argv[1:])]), about)
-    if (arguments.what == "crash" or getattr(arguments, "compare", False)) and tables["failures"]:
+    if (arguments.what in ("crash", "soak") or getattr(arguments, "compare", False)) and tables["failures"]:
         sys.exit(1)
 
 

@@ -54,6 +54,7 @@ class Server:
     temporary: Path
     log: Path
     scans: dict[str, Scan]
+    pid: int
 
     def click(self, scan: str, params: dict, client: str | None = None, model: str = "ctsam3d", **more):
         """The label map (I, J, K) as it comes back through MONAI Label's client, and the parameters of the reply."""
@@ -160,7 +161,7 @@ def server(tmp_path_factory):
     try:
         url = f"http://127.0.0.1:{port}"
         wait_until_up(process, url, work / "server.log")
-        yield Server(url, studies, replies, work / "tmp", work / "server.log", scans)
+        yield Server(url, studies, replies, work / "tmp", work / "server.log", scans, process.pid)
     finally:
         stop(process)
 

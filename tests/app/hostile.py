@@ -1,4 +1,4 @@
-"""Files that no server should take for a scan or a label map, each a few kilobytes at most."""
+"""Files that no server should take for a scan or a label map: a few kilobytes each, and bombs of a megabyte."""
 
 import gzip
 import io
@@ -129,3 +129,25 @@ META = {  # which are clicked on but never stored
     "MetaImage of another file": (".mha", MHA.format(sizes="8 8 8", data="/etc/hostname").encode()),
     "MetaImage of terabytes": (".mha", MHA.format(sizes="99999 99999 99999", data="LOCAL").encode()),
 }
+
+
+def bombs() -> dict[str, tuple[str, bytes]]:
+    """Two gigabytes of zeros, packed, as the header says."""
+    large = gzip.compress(nifti((1024, 1024, 1024), zipped=False)[:352]) + _TWO_GIGABYTES
+    return {
+        "NIfTI": (".nii.gz", large),
+        "NRRD": (".nrrd", _nrrd("1024 1024 1024")),
+        "gzip of gzip": (".nii.gz", gzip.compress(large)),
+    }
+
+
+def hidden_bomb() -> bytes:
+    """A .nrrd of 512 voxels that are followed by two gigabytes."""
+    return _nrrd("8 8 8")
+
+
+_TWO_GIGABYTES = gzip.compress(bytes(16 * 2**20)) * 128
+
+
+def _nrrd(sizes: str) -> bytes:
+    return NRRD.format(sizes=sizes, more="").replace("encoding: raw", "encoding: gzip").encode() + _TWO_GIGABYTES

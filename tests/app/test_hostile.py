@@ -315,6 +315,7 @@ def addresses():
         yield f"content-type {kind}", "PUT", f"/datastore/image?image={MARK}", sent
 
 
+CLICK = '{"spleen": [[1, 1, 1]]}'
 CASES = {name: (method, address, more) for name, method, address, more in cases()}
 
 # ---- what comes back -----------------------------------------------------------------------------------------------
@@ -362,6 +363,50 @@ def test_every_hostile_request_is_refused_with_a_reason(server, tree, case):
     tree.clear()
     tree.update(after)  # so that one case that writes fails alone
     assert after == before
+
+
+BOMB_MB = 200  # more than the server needs for a request; a bomb would be 2,147
+
+
+linux = pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="a process's peak is told by Linux alone")
+
+
+@linux
+@pytest.mark.parametrize("address", ["image", "label", "click"])
+def test_bombs_are_refused_and_take_no_memory(server, tree, address):
+    method, path, field = {
+        "image": ("PUT", f"/datastore/image?image={MARK}", "file"),
+        "label": ("PUT", "/datastore/label?tag=final&image=organs", "label"),
+        "click": ("POST", "/infer/ctsam3d", "file"),
+    }[address]
+    for name, (suffix, data) in hostile.bombs().items():
+        sent = {"files": {field: (f"x{suffix}", data)}, "data": {"params": CLICK}}
+        reply, more_mb = watched(server, method, path, **sent)
+        assert 400 <= reply.status_code < 500, (name, reply.status_code, reply.text[:500])
+        assert more_mb < BOMB_MB, name
+    assert contents(server) == tree
+
+
+@linux
+def test_what_a_header_does_not_speak_of_is_not_unpacked(server):
+    sent = {"files": {"file": ("x.nrrd", hostile.hidden_bomb())}, "data": {"params": CLICK}}
+    reply, more_mb = watched(server, "POST", "/infer/ctsam3d?output=json", **sent)
+    assert reply.status_code == 200, reply.text[:500]
+    assert more_mb < BOMB_MB
+
+
+def watched(server, method: str, path: str, **sent) -> tuple[requests.Response, float]:
+    """The reply, and by how many MB the server's memory grew at the most."""
+    Path(f"/proc/{server.pid}/clear_refs").write_text("5")  # its peak counts from here
+    before = memory_mb(server, "VmRSS")
+    reply = requests.request(method, f"{server.url}{path}", timeout=120, **sent)
+    return reply, memory_mb(server, "VmHWM") - before
+
+
+def memory_mb(server, what: str) -> float:
+    """`VmRSS`, what it holds, or `VmHWM`, the most that it held."""
+    lines = Path(f"/proc/{server.pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{what}:")) / 1000
 
 
 # ---- below requests ------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""OHIF's files as they are served: nothing in them that asks another host when a page opens; its panel mended."""
+"""The first page, and OHIF's files as they are served: nothing asks another host; its panel is mended."""
 
 import json
 import shutil
@@ -16,9 +16,18 @@ from ctsam3d.labelapp.pages import STATIC, pages_router
 
 @pytest.fixture
 def client():
-    application = FastAPI()
+    application = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
     application.include_router(pages_router(application, None, Monitor()))
     return TestClient(Guard(application, None, Monitor(), 10**6, hosts=["testserver"]))
+
+
+@pytest.mark.parametrize("address", ["/", "/docs"])
+def test_the_first_page_lists_routes_and_asks_no_other_host(client, address):
+    reply = client.get(address)
+    assert reply.status_code == 200 and "<code>/healthz</code>" in reply.text
+    assert "Whether the server can do its work" in reply.text
+    assert "//" not in reply.text and "<script" not in reply.text
+    assert reply.headers["content-security-policy"].startswith("default-src 'none'")
 
 
 def test_ohif_asks_nobody_for_fonts(client):

@@ -219,7 +219,7 @@ export class Ohif {
     }
   }
 
-  /** Opens the study as any viewer would, and its DICOM SEG; the names of its segments and their voxels. */
+  /** Opens the study as any viewer would, and its DICOM SEG; its segments: name, type, colour, voxels that are drawn. */
   async openSegmentation(study) {
     await this.page.goto(`${this.url}/ohif/viewer?StudyInstanceUIDs=${study}`, { waitUntil: "domcontentloaded" });
     const thumbnail = this.page.locator("[data-cy=study-browser-thumbnail-no-image]", { hasText: "SEG" }).first();
@@ -232,11 +232,22 @@ export class Ohif {
     await yes.click();
     await this.page.waitForFunction(() => window.services?.segmentationService?.getSegmentations?.().length);
     await this.page.waitForTimeout(3000);
-    return this.page.evaluate(() =>
-      window.services.segmentationService.getSegmentations().map((one) => ({
-        label: one.label,
-        segments: Object.values(one.segments).map(({ label, cachedStats }) => ({ label, type: cachedStats.type })),
-      })),
-    );
+    return this.page.evaluate(() => {
+      const { segmentationService: service, viewportGridService: grid } = window.services;
+      return service.getSegmentations().map(({ segmentationId, label: name, segments }) => {
+        const counts = {};
+        for (const value of service.getLabelmapVolume(segmentationId).voxelManager.getCompleteScalarDataArray()) {
+          counts[value] = (counts[value] ?? 0) + 1;
+        }
+        const viewport = grid.getActiveViewportId();
+        const told = Object.values(segments).map(({ segmentIndex, label, cachedStats }) => ({
+          label,
+          type: cachedStats.type,
+          colour: [...service.getSegmentColor(viewport, segmentationId, segmentIndex)].slice(0, 3),
+          voxels: counts[segmentIndex] ?? 0,
+        }));
+        return { label: name, segments: told };
+      });
+    });
   }
 }

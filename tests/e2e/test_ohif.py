@@ -5,6 +5,8 @@ Then the next sample, and a training, watched; and a server that asks for tokens
 
 import contextlib
 import json
+import shutil
+import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from tests.e2e.archive import Archive, fill, make_slab, running_orthanc
 from tests.e2e.conftest import TOKEN, run_script
 
 from ctsam3d.data.dicom_seg import read_dicom_seg
+from ctsam3d.data.label_colours import COLOURS
 from ctsam3d.data.labels import NAMES, VALUE_OF
 
 pytestmark = pytest.mark.e2e
@@ -99,8 +102,14 @@ def test_liver_clicked_saved_and_opened_again(chromium, hospital, tmp_path):
     labels, _, names = read_dicom_seg(archive.instance(series, tmp_path / "seg.dcm"), study.slices)
     assert names == {1: LABEL} and int((labels == 1).sum()) == result["saved"][OHIF_VALUE]
     assert hospital.get("/datastore/label", params={"label": study.series, "tag": "final"}).status_code == 200
+    if shutil.which("dciodvfy"):  # of what the archive gives back
+        said = subprocess.run(["dciodvfy", str(tmp_path / "seg.dcm")], capture_output=True, text=True).stderr
+        assert not [line for line in said.splitlines() if line.startswith("Error")], said
     (opened,) = result["reopened"]
-    assert opened["segments"] == [{"label": LABEL, "type": "Liver"}]  # name, and meaning of the SNOMED CT code
+    (segment,) = opened["segments"]
+    assert (segment["label"], segment["type"]) == (LABEL, "Liver")  # name, and meaning of the SNOMED CT code
+    assert segment["voxels"] == result["saved"][OHIF_VALUE]
+    assert np.allclose(segment["colour"], COLOURS[LABEL], atol=3)  # DICOM keeps it as CIELab
 
 
 def test_next_sample_and_a_training_that_is_watched(chromium, hospital, tmp_path):

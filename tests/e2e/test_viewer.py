@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import re
 
 import matplotlib.image
 import nibabel as nib
@@ -141,6 +142,7 @@ def test_a_study_from_sign_in_to_saved(site, drive, blocks, image):
     assert marks(result["out"] / "clicked.png") > 100  # one in each plane
     both = server_mask(site, image, [[*places["liver"], True], [*places["inside"], False]], "liver")
     assert counts["one"] == one.sum() > 0
+    assert re.search(r"\d s · server [\d.]+ s · 1 patch · confidence \d+ %", result["timing"])
     assert counts["two"] == both.sum() != counts["one"]
     assert (counts["undone"], counts["redone"], counts["nothing"]) == (counts["one"], counts["two"], 0)
     assert counts["again"] == counts["unspread"] == counts["one"]

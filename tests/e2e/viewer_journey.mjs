@@ -21,6 +21,7 @@ await run(async ({ viewer, page, problems }, { url, token, image, liver, inside,
   await viewer.structure("liver");
   await viewer.click(liver);
   counts.one = await viewer.voxels("liver");
+  result.timing = await page.innerText("#timing");
   await viewer.picture("clicked");
   await viewer.click(inside, { button: "right", plane: 2 });
   counts.two = await viewer.voxels("liver");

@@ -1,4 +1,4 @@
-"""A running server under load, and over a long time: what clients wait, whether each gets its own mask, and memory."""
+"""A running server under load, and over a long time: what clients wait, whose mask they get, memory and open files."""
 
 from __future__ import annotations
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import html
 import re
 from pathlib import Path
 
 import monailabel.endpoints
 from fastapi import APIRouter, FastAPI
-from fastapi.openapi.docs import get_redoc_html, get_swagger_ui_html
 from fastapi.responses import FileResponse, HTMLResponse, JSONResponse, PlainTextResponse, Response
 
 from ctsam3d.labelapp.access import Annotator
@@ -18,6 +18,20 @@ from ctsam3d.labelapp.requests import RequestError
 
 STATIC = Path(monailabel.endpoints.__file__).parent / "static"
 _OPENAPI = "/openapi.json"
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src 'self'; frame-ancestors 'none'"
+_PAGE = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>{title}</title><meta name="viewport" content="width=device-width">
+<style>body{{font:16px system-ui,sans-serif;margin:2em auto;max-width:70em;padding:0 1em}}
+table{{border-collapse:collapse}}td{{border-top:1px solid #ccc;padding:.3em .8em .3em 0;vertical-align:top}}</style>
+</head><body><h1>{title}</h1>
+<p><a href="viewer/">Segment in the browser</a> (folders of scans) · <a href="ohif/">OHIF</a> (DICOM archives) ·
+<a href="info/">models and labels</a> · <a href="healthz">health</a> · <a href="metrics">metrics</a></p>
+<h2>What clients can ask for</h2>
+<p>The same with parameters and replies, for programs that read OpenAPI: <a href="openapi.json">openapi.json</a></p>
+<table>
+{rows}
+</table></body></html>
+"""
 
 
 def pages_router(application: FastAPI, health: Health, monitor: Monitor) -> APIRouter:
@@ -76,12 +90,19 @@ def _add_api(router: APIRouter, application: FastAPI) -> None:
         return application.openapi()
 
     @router.get("/", include_in_schema=False)
-    def swagger(person: Annotator) -> HTMLResponse:
-        return get_swagger_ui_html(openapi_url=_OPENAPI.lstrip("/"), title=f"{application.title} - APIs")
-
     @router.get("/docs", include_in_schema=False)
-    def redoc(person: Annotator) -> HTMLResponse:
-        return get_redoc_html(openapi_url=_OPENAPI.lstrip("/"), title=f"{application.title} - APIs")
+    def overview(person: Annotator) -> HTMLResponse:
+        """What there is to open and to ask for, without the scripts of other hosts that FastAPI's pages bring."""
+        return HTMLResponse(_overview(application.openapi()), headers={"content-security-policy": _POLICY})
+
+
+def _overview(api: dict) -> str:
+    rows = []
+    for path, methods in api["paths"].items():
+        for method, route in methods.items():
+            said = html.escape(route.get("description") or route.get("summary", "")).partition("\n\n")[0]
+            rows.append(f"<tr><td>{method.upper()}</td><td><code>{html.escape(path)}</code></td><td>{said}</td></tr>")
+    return _PAGE.format(title=html.escape(api["info"]["title"]), rows="\n".join(rows))
 
 
 def file_below(folder: Path, path: str) -> Path | None:

@@ -81,6 +81,7 @@ export async function segment(image, { name, named, positive, negative, expand }
     result_extension: ".nii.gz",
     result_dtype: "uint8",
     result_box: true,
+    suggest: true,
   };
   const body = new FormData();
   body.set("params", JSON.stringify(params));

@@ -238,8 +238,8 @@ function apply(structure, answer, seconds) {
 function timing({ name, reply }, seconds) {
   const said = [`${seconds.toFixed(2)} s`, `server ${reply.latencies.total.toFixed(2)} s`, `${reply.patches} patch${reply.patches === 1 ? "" : "es"}`];
   if (reply.expansion?.[name]?.ended === "taken back") said.push("spreading taken back");
-  const confidence = typeof reply.confidence === "object" ? reply.confidence?.[name] : reply.confidence;
-  if (typeof confidence === "number") said.push(`confidence ${Math.round(100 * confidence)} %`);
+  const { quality } = reply.confidence?.[name] ?? {}; // the DSC that the model expects of its mask
+  if (typeof quality === "number") said.push(`confidence ${Math.round(100 * quality)} %`);
   return said.join(" · ");
 }
 
