@@ -235,9 +235,11 @@ export class Ohif {
     return this.page.evaluate(() => {
       const { segmentationService: service, viewportGridService: grid } = window.services;
       return service.getSegmentations().map(({ segmentationId, label: name, segments }) => {
-        const counts = {};
-        for (const value of service.getLabelmapVolume(segmentationId).voxelManager.getCompleteScalarDataArray()) {
-          counts[value] = (counts[value] ?? 0) + 1;
+        const counts = {}; // what comes from an archive is kept as slices, not as a volume
+        for (const id of service.getSegmentation(segmentationId).representationData.Labelmap.imageIds) {
+          for (const value of window.cornerstone.cache.getImage(id).voxelManager.getScalarData()) {
+            counts[value] = (counts[value] ?? 0) + 1;
+          }
         }
         const viewport = grid.getActiveViewportId();
         const told = Object.values(segments).map(({ segmentIndex, label, cachedStats }) => ({
