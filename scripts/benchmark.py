@@ -56,13 +56,12 @@ def _load(arguments: argparse.Namespace) -> dict:
 
 def _soak(arguments: argparse.Namespace) -> dict:
     found = benchmark_soak(APP, arguments.clicks, _conf(arguments), expand=arguments.expand)
-    half = found.samples[len(found.samples) // 2 :]
-    files = [files for _, _, files in half]
+    half = found.last_half()
     settled = {
-        "clicks": found.samples[-1][0],
-        "slope of the last half, MB per 1,000 clicks": found.slope,
-        "RSS MB in it": f"{min(rss for _, rss, _ in half):.0f} to {max(rss for _, rss, _ in half):.0f}",
-        "open files in it": f"{min(files)} to {max(files)}",
+        "clicks": half[-1].clicks,
+        "growth beside sessions in the last half, MB per 1,000 clicks": found.slope,
+        "RSS MB in it": f"{min(s.rss_mb for s in half):.0f} to {max(s.rss_mb for s in half):.0f}",
+        "open files in it": f"{min(s.open_files for s in half)} to {max(s.open_files for s in half)}",
     }
     return {"soak": found.rows(), "settled": [settled], "failures": [{"failure": reason} for reason in found.failures]}
 

@@ -86,6 +86,11 @@ class Patchwork:
         self._segmenter = segmenter
         self._crops: OrderedDict[Box, np.ndarray] = OrderedDict()
 
+    @property
+    def nbytes(self) -> int:
+        """Of the crops; another thread may ask."""
+        return len(self._crops) * PATCH_SIZE**3 * np.dtype(np.float32).itemsize
+
     def forget_crops(self) -> None:
         """Lets the patches in HU go: what a click needs again are the features, and the segmenter keeps those."""
         self._crops.clear()

@@ -69,7 +69,8 @@ class Session:
     def nbytes(self) -> int:
         """About what this session holds in memory beside the scan; another thread may ask."""
         patches = {id(patch): patch for state in list(self._history) for patch in state.patches}
-        return self._mask.nbytes + sum(patch.probability.nbytes + patch.weight.nbytes for patch in patches.values())
+        kept = sum(patch.probability.nbytes + patch.weight.nbytes for patch in patches.values())
+        return self._mask.nbytes + kept + self._patchwork.nbytes
 
     @property
     def mask_box_ijk(self) -> Box:

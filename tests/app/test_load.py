@@ -18,6 +18,7 @@ from ctsam3d.labelapp.load import (
     Answer,
     Clicking,
     Load,
+    Sample,
     Soak,
     Study,
     _soak_steps,
@@ -108,8 +109,9 @@ def test_soak_samples_the_memory(served):
     clicks = number("CTSAM3D_SOAK_CLICKS", 100)
     found = soak(server, studies, clicks, expand=False)
     assert found.failures == []
-    assert [n for n, _, _ in found.samples] == list(range(0, clicks + 1, 50))
-    assert all(rss > 100 and files > 0 for _, rss, files in found.samples)
+    assert [sample.clicks for sample in found.samples] == list(range(0, clicks + 1, 50))
+    assert all(s.rss_mb > 100 and s.open_files > 0 for s in found.samples)
+    assert 0 < found.samples[-1].sessions_mb < found.samples[-1].rss_mb
     assert np.isfinite(found.slope)
 
 
@@ -169,12 +171,12 @@ def test_soak_steps_change_clients_and_structures_and_undo(study):
 
 
 def test_slope_is_that_of_the_last_half():
-    samples = [(0, 1000.0, 9), (50, 1500.0, 12), (100, 2000.0, 12), (150, 2000.5, 13), (200, 2001.0, 12)]
+    told = ((0, 1000, 0, 9), (50, 1500, 50, 12), (100, 2000, 70, 12), (150, 2010.5, 80, 13), (200, 2021, 90, 12))
+    samples = [Sample(*values) for values in told]
     found = Soak(samples, [])
-    assert found.slope == pytest.approx(10.0)  # 0.5 MB in 50 clicks
-    expected = [{"clicks": n, "RSS MB": rss, "open files": files} for n, rss, files in samples[::2]]
-    assert found.rows(3) == expected
-    assert len(found.rows(10)) == 5
+    assert found.slope == pytest.approx(10.0)  # 0.5 MB in 50 clicks, beside 10 MB more of sessions
+    names = ("clicks", "RSS MB", "of these sessions MB", "open files")
+    assert found.rows(3) == [dict(zip(names, values)) for values in told[::2]]
     assert np.isnan(Soak(samples[:1], []).slope)
 
 

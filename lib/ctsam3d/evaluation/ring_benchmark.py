@@ -30,29 +30,32 @@ from ctsam3d.session import Session
 from ctsam3d.training.step import heatmap_target
 from ctsam3d.volume import Box, ModelGrid, Volume
 
+STRUCTURES = ("liver", "aorta")  # one that fills the neighbours on all sides, one that passes through few
+
 
 def benchmark_expansion(
     presets: Sequence[str], repeats: int, device: str, feedback: int | None = None, seed: int = 0
 ) -> list[Row]:
-    """Time a click in the liver and the first ring of its expansion, beside two plainer ways.
+    """Time a click in the liver, and one in the aorta, and the first ring of its expansion, beside two plainer ways.
 
     The first plain way asks P about every neighbour, also where the mask does not come near it, one at a time, and
     runs S dense. The second runs S, dense, on every neighbour without asking P. With fresh weights S and P compute what
     they would, and the phantom's truth then takes the place of their answers, as no neighbour would join noise.
 
     Returns:
-        A row a preset and way: median seconds of the click and of the ring, how many neighbours the way looked at, how
-        many joined the mask, and how many voxels of the mask differ from the session's.
+        A row a preset, structure and way: median seconds of the click and of the ring, how many neighbours the way
+        looked at, how many joined the mask, and how many voxels of the mask differ from the session's.
     """
     phantom = make_phantom(seed, region="abdomen")
-    liver_ijk = phantom.labels_ijk == VALUE_OF["liver"]
     rows = []
     for preset in presets:
         segmenter, weights = make_segmenter(preset, device, feedback, seed)
-        about = {"preset": preset, "weights": weights}
-        truth_ijk = liver_ijk if weights == FRESH else None
-        ways = _ring_ways(segmenter, phantom.volume, central_voxel_ijk(liver_ijk), truth_ijk)
-        rows += [about | row for row in _expansion_rows(ways, segmenter.device, repeats)]
+        for structure in STRUCTURES:
+            about = {"preset": preset, "weights": weights, "structure": structure}
+            mask_ijk = phantom.labels_ijk == VALUE_OF[structure]
+            truth_ijk = mask_ijk if weights == FRESH else None
+            ways = _ring_ways(segmenter, phantom.volume, central_voxel_ijk(mask_ijk), truth_ijk)
+            rows += [about | row for row in _expansion_rows(ways, segmenter.device, repeats)]
     return rows
 
 

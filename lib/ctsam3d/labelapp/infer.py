@@ -24,6 +24,7 @@ from ctsam3d.data.io import read_volume
 from ctsam3d.labelapp.background import BackgroundExpansion, told
 from ctsam3d.labelapp.conf import EXPAND_SECONDS
 from ctsam3d.labelapp.confidence import confidence
+from ctsam3d.labelapp.memory import Trimmer
 from ctsam3d.labelapp.reply import BoxedLabels, Segment, merge, result_box, write_reply
 from ctsam3d.labelapp.requests import ClickRequest, ReplyOptions, RequestError, Structure, parse_request
 from ctsam3d.labelapp.sessions import HeldSession, Image, ImageCache, SessionKey, SessionStore
@@ -127,6 +128,7 @@ class ClickEngine:
         self._images = ImageCache(partial(read_volume, max_bytes=max_scan_bytes))
         self._sessions = SessionStore() if sessions is None else sessions
         self._background = BackgroundExpansion(self._sessions, self._turns)
+        self._memory = Trimmer()
         self._folder: tempfile.TemporaryDirectory | None = None
         self._making_folder = threading.Lock()
 
@@ -219,6 +221,7 @@ class ClickEngine:
             for key, own in zip(keys, held):
                 if own.expanding:
                     self._background.add(key, own)
+            self._memory.worked()
         watch.lap("merge")
         file = self._write(request.reply, labels, image) if request.reply.write_file else None
         watch.lap("reply")

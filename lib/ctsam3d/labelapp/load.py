@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import itertools
 import json
@@ -287,40 +288,70 @@ def _asking_info(url: str) -> Iterator[tuple[list[float], list[str]]]:
 # ---- a long time ---------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Sample:
+    """A server at one moment of a soak test.
+
+    Attributes:
+        clicks: so far.
+        rss_mb: resident memory, in MB of 10⁶ bytes.
+        sessions_mb: what of it are sessions, by the server's own count.
+        open_files: files, pipes and sockets.
+    """
+
+    clicks: int
+    rss_mb: float
+    sessions_mb: float
+    open_files: int
+
+    @classmethod
+    def of(cls, server: LocalServer, clicks: int) -> Sample:
+        text = requests.get(f"{server.url}/metrics", timeout=_TIMEOUT_SECONDS).text
+        (line,) = (line for line in text.splitlines() if line.startswith('ctsam3d_cache_bytes{cache="sessions"}'))
+        open_files = psutil.Process(server.pid).num_fds()
+        return cls(clicks, rss_mb(server.pid), float(line.split()[1]) / 1e6, open_files)
+
+
 @dataclass(frozen=True, eq=False)
 class Soak:
     """What a soak test found.
 
     Attributes:
-        samples: (clicks so far, RSS of the server in MB, its open files and sockets), every 50 clicks.
+        samples: every 50 clicks.
         failures: the reason of each request that was not answered.
     """
 
-    samples: list[tuple[int, float, int]]
+    samples: list[Sample]
     failures: list[str]
 
     @property
     def slope(self) -> float:
-        """Growth over the last half in MB per 1,000 clicks, by least squares; NaN below two samples."""
-        clicks, rss_mb, _ = np.array(self.samples[len(self.samples) // 2 :], float).T
-        return float(1000 * np.polyfit(clicks, rss_mb, 1)[0]) if len(clicks) > 1 else float("nan")
+        """Growth beside sessions over the last half, MB per 1,000 clicks, by least squares; NaN below two samples."""
+        half = self.last_half()
+        other_mb = [sample.rss_mb - sample.sessions_mb for sample in half]
+        return float(1000 * np.polyfit([s.clicks for s in half], other_mb, 1)[0]) if len(half) > 1 else float("nan")
+
+    def last_half(self) -> list[Sample]:
+        """Those after warming up."""
+        return self.samples[len(self.samples) // 2 :]
 
     def rows(self, count: int = 10) -> list[Row]:
         """At most `count` of the samples, evenly over the time."""
         picked = np.unique(np.linspace(0, len(self.samples) - 1, count).round().astype(int))
-        return [dict(zip(("clicks", "RSS MB", "open files"), self.samples[n])) for n in picked]
+        names = ("clicks", "RSS MB", "of these sessions MB", "open files")
+        return [dict(zip(names, dataclasses.astuple(self.samples[n]))) for n in picked]
 
 
 def soak(server: LocalServer, studies: Sequence[Study], clicks: int = 2000, seed: int = 0, **options) -> Soak:
     """Clicks over changing structures, clients and images, with undo (shorter lists), one after the other."""
-    samples, failures = [(0, rss_mb(server.pid), open_files(server.pid))], []
+    samples, failures = [Sample.of(server, 0)], []
     for number, work in enumerate(itertools.islice(_soak_steps(studies, np.random.default_rng(seed)), clicks), start=1):
         try:
             work.send(server.url, **options)
         except (RuntimeError, requests.RequestException) as error:
             failures.append(f"{work.client}: {error}")
         if number % _SAMPLE_CLICKS == 0:
-            samples.append((number, rss_mb(server.pid), open_files(server.pid)))
+            samples.append(Sample.of(server, number))
     return Soak(samples, failures)
 
 
@@ -352,11 +383,6 @@ def _soak_steps(studies: Sequence[Study], rng: np.random.Generator) -> Iterator[
 def rss_mb(pid: int) -> float:
     """Resident memory of a process, in MB of 10⁶ bytes."""
     return psutil.Process(pid).memory_info().rss / 1e6
-
-
-def open_files(pid: int) -> int:
-    """How many files, pipes and sockets a process has open."""
-    return psutil.Process(pid).num_fds()
 
 
 # ---- with a server of their own ------------------------------------------------------------------------------------
