@@ -68,8 +68,8 @@ def test_no_results_are_told(tmp_path):
 @pytest.fixture
 def data(tmp_path):
     """A volume to train on and a folder with a test case."""
-    write_scene_case(tmp_path / "data" / "scene_0", make_scene(0, (40, 40, 40)))
-    write_scene_case(tmp_path / "test" / "scene_1", make_scene(1, (40, 40, 40)))
+    write_scene_case(tmp_path / "data" / "one", make_scene(0, (40, 40, 40)))
+    write_scene_case(tmp_path / "test" / "other", make_scene(1, (40, 40, 40)))
     return load_group(tmp_path / "data", VolumeCache(tmp_path / "volumes")), tmp_path / "test"
 
 
@@ -94,7 +94,7 @@ def test_variants_begin_alike_and_go_on(data, tmp_path):
 
 def test_a_test_case_among_the_training_s_is_refused(data, tmp_path):
     volumes, _ = data
-    with pytest.raises(ValueError, match=r"none of the training's, got .*scene_0"):
+    with pytest.raises(ValueError, match=r"none of the training's, got .*one"):
         ablate([volumes], tmp_path / "data", tmp_path / "out")
 
 

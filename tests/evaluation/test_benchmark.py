@@ -84,9 +84,10 @@ def test_expansion_rows(monkeypatch):
 def test_neighbours_join_fresh_weights_too():
     rows = benchmark_expansion(["small"], 1, "cpu", feedback=0)
     assert [row["structure"] for row in rows] == ["liver"] * 3 + ["aorta"] * 3
-    for (session, one_by_one, _), least in ((rows[:3], 6), (rows[3:], 1)):
-        assert least <= session["joined"] == one_by_one["joined"]
-        assert one_by_one["mask voxels that differ %"] == 0
+    liver, aorta = rows[:2], rows[3:5]
+    assert 6 <= liver[0]["joined"] == liver[1]["joined"]
+    assert 1 <= aorta[0]["joined"] < aorta[1]["joined"]  # most neighbours hold only what the patch itself does
+    assert all(row["mask voxels that differ %"] == 0 for row in (*liver, *aorta))
 
 
 def test_fresh_weights_are_those_of_the_seed():
