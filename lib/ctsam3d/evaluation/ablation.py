@@ -188,8 +188,7 @@ def write_table(out: str | os.PathLike) -> Path:
         raise ValueError(f"out {out} must hold results of a variant, it has none")
     results = pd.concat(frames)
     results = results[~results["structure"].isin(TISSUES)]
-    known = [variant.name for variant in VARIANTS]
-    variants = sorted(results["variant"].unique(), key=lambda name: (known.index(name) if name in known else 99, name))
+    variants = dict.fromkeys([*(variant.name for variant in VARIANTS), *results["variant"]])  # ours first
     rows = []
     for structures, chosen in (("all", results), ("large", results[results["structure"].isin(LARGE)])):
         for way in (SINGLE, SPREADING):
