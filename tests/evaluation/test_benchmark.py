@@ -71,8 +71,8 @@ def test_decode_rows_of_both_paths_agree():
 @pytest.mark.slow
 def test_expansion_rows(monkeypatch):
     monkeypatch.setattr(ring_benchmark, "STRUCTURES", ("liver",))
-    session, one_by_one, s_alone = benchmark_expansion(["tiny"], 1, "cpu", feedback=0)
-    assert 0 <= session["joined"] <= session["looked at"] <= 26
+    session, one_by_one, s_alone = benchmark_expansion(["tiny"], 1, "cpu")  # as they are served
+    assert 0 < session["joined"] <= session["looked at"] <= 26
     assert one_by_one["looked at"] >= session["looked at"]
     assert (s_alone["looked at"], s_alone.get("joined")) == (26, None)
     assert session["mask voxels that differ %"] == 0
