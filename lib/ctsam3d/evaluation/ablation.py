@@ -2,8 +2,8 @@
 
 Paper: Table 4 (PSAP against random Fourier features, ResT against a UNet encoder), Table 5 (cross-patch prompting) and
 CT-SAM3D*, which is trained without the three added tissues. As S alone is compared, every variant carries the P of the
-packaged weights, and none has what this project adds to the paper's network (`Appearance`): it would tell a decoder
-where prompts are that is not to know it.
+packaged weights, and none has the project's `Appearance`: it would tell a decoder where prompts are that is not to know
+it. What the encoder gives is centred in all of them, as in `tiny`. What twelve runs showed is in ``docs/ablations.md``.
 """
 
 from __future__ import annotations
