@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 
 from ctsam3d.data import default_data
-from ctsam3d.data.default_data import PHANTOM_SEED, make_random_phantoms, make_scenes, random_phantom
+from ctsam3d.data.default_data import (
+    PHANTOM_SEED,
+    TRUNK_SEED,
+    make_random_phantoms,
+    make_scenes,
+    make_trunk_phantoms,
+    random_phantom,
+)
 from ctsam3d.data.io import read_case
 from ctsam3d.data.phantom_limbs import LIMB_REGIONS_MM
 from ctsam3d.data.phantoms import REGIONS_MM
@@ -25,6 +32,15 @@ def test_all_regions_and_slices_come_up(monkeypatch):
     assert random_phantom(2007) == random_phantom(2007)
 
 
+def test_phantoms_of_the_trunk_are_like_those_of_demonstrations(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(default_data, "make_phantom", lambda *of: asked.append(of))
+    monkeypatch.setattr(default_data, "write_phantom_case", lambda folder, phantom: None)
+    folders = make_trunk_phantoms(tmp_path, 2)
+    assert [folder.name for folder in folders] == [f"phantom_{TRUNK_SEED}", f"phantom_{TRUNK_SEED + 1}"]
+    assert asked == [(seed, (1.5, 1.5, 1.5), "trunk") for seed in (TRUNK_SEED, TRUNK_SEED + 1)]
+
+
 def test_cases_are_made_once(tmp_path, monkeypatch):
     small = (40, 40, 40)
     monkeypatch.setattr(default_data, "make_scene", lambda seed: make_scene(seed, small))
@@ -40,7 +56,7 @@ def test_cases_are_made_once(tmp_path, monkeypatch):
     assert (folders[0] / "labels.json").is_file()
 
 
-@pytest.mark.parametrize("make", [make_scenes, make_random_phantoms])
+@pytest.mark.parametrize("make", [make_scenes, make_random_phantoms, make_trunk_phantoms])
 def test_count_must_be_positive(tmp_path, make):
     with pytest.raises(ValueError, match="count must be at least 1, got 0"):
         make(tmp_path, 0)

@@ -33,17 +33,19 @@ def small(monkeypatch):
 
     monkeypatch.setattr(default_data, "_write_scene", write)
     monkeypatch.setattr(default_data, "_write_phantom", write)
+    monkeypatch.setattr(default_data, "_write_trunk", write)
     monkeypatch.setattr(default, "make_real_cases", real)
     return made
 
 
 def test_data_lie_in_the_order_of_the_shares(tmp_path, small):
-    recipe = dataclasses.replace(QUICK, scenes=2, phantoms=1)
+    recipe = dataclasses.replace(QUICK, scenes=2, phantoms=1, trunks=1)
     folders = make_data(tmp_path / "real", tmp_path / "out", recipe)
-    assert [folder.name for folder in folders] == ["scenes", "phantoms", *REAL]
-    assert small == ["scene_0", "scene_1", "phantom_2000", *(name for group in REAL.values() for name in group)]
-    assert make_data(None, tmp_path / "out", recipe) == folders[:2]
-    assert all(len(recipe.shares) == 2 + len(REAL) for recipe in (QUICK, *RECIPES.values()))
+    assert [folder.name for folder in folders] == ["scenes", "phantoms", "trunks", *REAL]
+    real = [name for group in REAL.values() for name in group]
+    assert small == ["scene_0", "scene_1", "phantom_2000", "phantom_1000", *real]
+    assert make_data(None, tmp_path / "out", recipe) == folders[:3]
+    assert all(len(recipe.shares) == 3 + len(REAL) for recipe in (QUICK, *RECIPES.values()))
 
 
 def test_recipes_name_their_networks():
@@ -54,14 +56,16 @@ def test_a_held_out_case_among_the_data_is_refused(tmp_path, small):
     held_out = sorted(HELD_OUT)[0]
     write_scene_case(tmp_path / "data" / "scenes" / held_out, make_scene(9, SMALL))
     with pytest.raises(ValueError, match=f"held-out cases, got .*{held_out}"):
-        train_default(None, tmp_path, dataclasses.replace(QUICK, scenes=1, phantoms=1))
+        train_default(None, tmp_path, dataclasses.replace(QUICK, scenes=1, phantoms=1, trunks=1))
     assert not (tmp_path / "model.safetensors").exists()
 
 
 def measured(folder, initial, out) -> tuple[float, float]:
     """Loss and DSC after the last click of weights on the pairs of the run's first steps, all of them unchanged."""
     volumes = [
-        volume for kind in ("scenes", "phantoms") for volume in load_group(folder / "data" / kind, VolumeCache(out))
+        volume
+        for kind in ("scenes", "phantoms", "trunks")
+        for volume in load_group(folder / "data" / kind, VolumeCache(out))
     ]
     config = dataclasses.replace(QUICK.config, learning_rate=1e-12)
     run = Run([Source(volumes)], config, out, initial=initial)
@@ -75,7 +79,7 @@ def test_a_short_run_on_generated_data_learns(tmp_path):
     """Loss and DSC before and after, on the same pairs: those of single steps differ more than a short run gains."""
     weights = train_default(None, tmp_path, QUICK)
     steps = len((tmp_path / "log.jsonl").read_text().splitlines())
-    assert steps == (QUICK.scenes + QUICK.phantoms) * QUICK.config.samples_per_volume
+    assert steps == (QUICK.scenes + QUICK.phantoms + QUICK.trunks) * QUICK.config.samples_per_volume
     loss, dsc = measured(tmp_path, None, tmp_path / "before")
     trained_loss, trained_dsc = measured(tmp_path, checkpoint.load(weights), tmp_path / "after")
     assert trained_loss < 0.9 * loss

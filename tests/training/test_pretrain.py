@@ -1,6 +1,9 @@
 """Pretraining: occupancy of cells, likeness with hand-computed embeddings, one run in two pieces."""
 
 import dataclasses
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -79,6 +82,58 @@ def test_a_run_in_two_pieces_ends_like_one_run(tmp_path, sources, monkeypatch):
         pretrain(sources, SHORT, DRAWN, tmp_path / "pieces", workers=0, save_every=1)
     pieces = checkpoint.load(pretrain(sources, SHORT, DRAWN, tmp_path / "pieces", workers=0))
     assert pieces.sha256 == whole.sha256
+
+
+WORKER = """
+import sys
+from pathlib import Path
+
+import torch
+
+from ctsam3d.training import processes
+from ctsam3d.training.cases import VolumeCache, load_group
+from ctsam3d.training.config import TrainingConfig
+from ctsam3d.training.loop import Source
+from ctsam3d.training.pretrain import PretrainingConfig, pretrain
+
+own, average, seen = Path(sys.argv[1]), processes.average_gradients, []
+
+def spy(parameters):
+    before = [parameter.grad.clone() for parameter in parameters]
+    average(parameters)
+    seen.append([before, [parameter.grad.clone() for parameter in parameters]])
+
+processes.average_gradients = spy
+with processes.process_group("cpu"):
+    sources = [Source(load_group(own / "cases", VolumeCache(own / f"volumes-{processes.rank()}")))]
+    config = PretrainingConfig(steps=2, patches=2, anchors=2, warmup=1)
+    weights = pretrain(sources, config, TrainingConfig(preset="tiny", seed=3), own / "out", workers=0)
+    processes.gather(0)
+    assert weights.is_file()
+    torch.save(seen, own / f"gradients-{processes.rank()}.pt")
+"""
+
+
+@pytest.mark.long
+def test_two_processes_learn_from_the_mean_of_their_gradients(tmp_path):
+    write_scene_case(tmp_path / "cases" / "scene", make_scene(3, (48, 48, 48)))
+    (tmp_path / "worker.py").write_text(WORKER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command += [str(tmp_path / "worker.py"), str(tmp_path)]
+    subprocess.run(command, env=environment, check=True, timeout=300)
+    first, second = (torch.load(tmp_path / f"gradients-{rank}.pt") for rank in (0, 1))
+    assert len(first) == len(second) == 2
+    for (own, mean), (other, same) in zip(first, second):
+        assert all(torch.equal(a, b) for a, b in zip(mean, same))
+        assert all(torch.allclose(m, (a + b) / 2) for m, a, b in zip(mean, own, other))
+        assert not all(torch.allclose(a, b) for a, b in zip(own, other))  # each drew patches of its own
+
+
+def test_processes_share_the_patches_evenly(tmp_path, sources, monkeypatch):
+    monkeypatch.setattr("ctsam3d.training.processes.count", lambda: 2)
+    with pytest.raises(ValueError, match="patches must be a multiple of the 2 processes, got 1"):
+        pretrain(sources, SHORT, DRAWN, tmp_path, workers=0)
 
 
 def test_a_folder_of_another_run_is_refused(tmp_path, sources):

@@ -14,7 +14,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ctsam3d import checkpoint
-from ctsam3d.data.default_data import REAL, make_random_phantoms, make_real_cases, make_scenes, refuse_held_out
+from ctsam3d.data.default_data import (
+    REAL,
+    make_random_phantoms,
+    make_real_cases,
+    make_scenes,
+    make_trunk_phantoms,
+    refuse_held_out,
+)
 from ctsam3d.training import processes
 from ctsam3d.training.cases import VolumeCache, load_group
 from ctsam3d.training.config import Augmentation, TrainingConfig
@@ -30,8 +37,9 @@ class Recipe:
         config: of S, which comes last.
         pretraining: of the encoder.
         proposer: of P.
-        scenes, phantoms: how many of each are generated.
-        shares: of the pairs that come from scenes, phantoms, and the groups of real cases in `default_data.REAL`.
+        scenes, phantoms, trunks: how many of each are generated.
+        shares: of the pairs that come from scenes, phantoms, trunks, and the groups of real cases in
+            `default_data.REAL`.
     """
 
     config: TrainingConfig
@@ -39,7 +47,8 @@ class Recipe:
     proposer: TrainingConfig
     scenes: int
     phantoms: int
-    shares: tuple[float, ...] = (0.20, 0.20, 0.32, 0.28)
+    trunks: int
+    shares: tuple[float, ...] = (0.15, 0.20, 0.17, 0.28, 0.20)
 
 
 _TINY = TrainingConfig(
@@ -50,29 +59,41 @@ _TINY = TrainingConfig(
     learning_rate=6e-4,
     encoder_rate=0.5,
     gradient_clip=1.0,
-    batch_size=2,
+    batch_size=1,
     rounds=4,
     samples_per_volume=12,
-    structure_power=0.4,
+    structure_power=0.3,  # small structures nearly as often as large ones
     empty_share=0.0,  # S learns nothing from a patch without the structure, as it is not clicked
-    imprecise_clicks=0.4,
-    feedback=0.3,
+    imprecise_clicks=0.3,
+    feedback=0.6,
     carry=0.2,
+    coarse=0.3,
     trainable="segmentation",
     seed=60,
-    augmentation=Augmentation(contrast=0.5, lesion=0.1),
+    augmentation=Augmentation(rotation_degrees=15.0, scale=0.15, contrast=0.35, lesion=0.12),
 )
 _PROPOSER = dataclasses.replace(
-    _TINY, learning_rate=2e-3, rounds=1, feedback=0.0, carry=0.0, empty_share=0.25, trainable="cross_patch"
+    _TINY,
+    learning_rate=2e-3,
+    batch_size=2,
+    samples_per_volume=10,
+    rounds=1,
+    structure_power=0.4,
+    empty_share=0.25,
+    feedback=0.0,
+    carry=0.0,
+    coarse=0.0,
+    trainable="cross_patch",
 )
 
 RECIPES = {
     preset: Recipe(
         dataclasses.replace(_TINY, preset=preset),
-        PretrainingConfig(),
+        PretrainingConfig(steps=2400),
         dataclasses.replace(_PROPOSER, preset=preset),
-        scenes=80,
-        phantoms=40,
+        scenes=110,
+        phantoms=76,
+        trunks=48,
     )
     for preset in ("tiny", "small")
 }
@@ -82,12 +103,21 @@ _STILL = Augmentation(spatial=0.0, intensity=0.0, noise=0.0, blur=0.0)
 _QUICK = {"epochs": 1, "samples_per_volume": 30, "batch_size": 1, "structure_power": 1.0, "augmentation": _STILL}
 QUICK = Recipe(
     dataclasses.replace(
-        _TINY, rounds=2, learning_rate=1e-3, encoder_rate=1.0, imprecise_clicks=0.0, feedback=0.0, carry=0.0, **_QUICK
+        _TINY,
+        rounds=2,
+        learning_rate=1e-3,
+        encoder_rate=1.0,
+        imprecise_clicks=0.0,
+        feedback=0.0,
+        carry=0.0,
+        coarse=0.0,
+        **_QUICK,
     ),
     PretrainingConfig(steps=60, patches=4, warmup=10),
     dataclasses.replace(_PROPOSER, **{**_QUICK, "samples_per_volume": 10}),
     scenes=2,
     phantoms=1,
+    trunks=1,
 )
 """A run of minutes, to try the whole way from data to weights; its weights are of no use."""
 
@@ -122,10 +152,8 @@ def train_default(
     groups = [load_group(folder, volumes) for folder in folders]
     refuse_held_out(volume.name for group in groups for volume in group)
     sources = [Source(group, share) for group, share in zip(groups, recipe.shares)]
-    weights = out / "encoder" / "pretrained.safetensors"
-    if processes.rank() == 0:  # one process is enough for it
-        weights = pretrain(sources, recipe.pretraining, recipe.config, out / "encoder", device=device)
-    processes.gather(0)
+    weights = pretrain(sources, recipe.pretraining, recipe.config, out / "encoder", device=device)
+    processes.gather(0)  # the first process has written them
     for config, folder in ((recipe.proposer, out / "proposer"), (recipe.config, out)):
         weights = train(sources, config, folder, initial=checkpoint.load(weights), device=device, **options)
         processes.gather(0)
@@ -136,7 +164,8 @@ def make_data(real: str | os.PathLike | None, out: Path, recipe: Recipe, makers:
     """The folders of cases that pairs are drawn from, in the order of the shares; what is there stays."""
     make_scenes(out / "scenes", recipe.scenes, workers=makers)
     make_random_phantoms(out / "phantoms", recipe.phantoms, workers=makers)
-    folders = [out / "scenes", out / "phantoms"]
+    make_trunk_phantoms(out / "trunks", recipe.trunks, workers=makers)
+    folders = [out / "scenes", out / "phantoms", out / "trunks"]
     for group, names in REAL.items() if real is not None else ():
         make_real_cases(real, out / group, names)
         folders.append(out / group)

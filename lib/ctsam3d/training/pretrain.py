@@ -30,6 +30,7 @@ from ctsam3d import checkpoint
 from ctsam3d.data.files import atomic_path
 from ctsam3d.model.build import PATCH_SIZE, SPACING_MM, build
 from ctsam3d.resample import scale_hu
+from ctsam3d.training import processes
 from ctsam3d.training.config import TrainingConfig
 from ctsam3d.training.loop import RunError, Source, epoch_order
 from ctsam3d.training.pairs import draw_labelled_patch
@@ -137,14 +138,16 @@ def anchor_loss(logits: Tensor, occupancy: Tensor) -> Tensor:
 
 
 class _Steps(Dataset):
-    """The batch of each step; every patch is drawn from (seed, step, its number)."""
+    """The batch of this process at each step; every patch is drawn from (seed, step, its number in the step)."""
 
     def __init__(self, sources: Sequence[Source], config: PretrainingConfig, drawn: TrainingConfig):
         self.sources, self.config, self.drawn = sources, config, drawn
+        own = config.patches // processes.count()
+        self.numbers = range(processes.rank() * own, (processes.rank() + 1) * own)
         self._epoch, self._order = -1, []
 
     def __getitem__(self, step: int) -> AnchorBatch:
-        patches = [self._patch(step, number) for number in range(self.config.patches)]
+        patches = [self._patch(step, number) for number in self.numbers]
         return AnchorBatch(*(torch.from_numpy(np.stack(parts)) for parts in zip(*patches)))
 
     def _patch(self, step: int, number: int):
@@ -168,7 +171,7 @@ def pretrain(
     workers: int = 1,
     save_every: int = 200,
 ) -> Path:
-    """Train encoder and embeddings of a fresh network, on one process; started again, it goes on.
+    """Train encoder and embeddings of a fresh network, on one process or many; started again, it goes on.
 
     Args:
         drawn: the run that this one prepares: its preset, seed, HU window and what patches are drawn by.
@@ -178,10 +181,12 @@ def pretrain(
         Path of the weights, ``out/pretrained.safetensors``; decoder and P in them are fresh.
 
     Raises:
-        ValueError: a network without embeddings.
+        ValueError: a network without embeddings, or patches that the processes cannot share evenly.
         RunError: `out` holds a run of another configuration.
         FloatingPointError: the loss is no longer finite.
     """
+    if config.patches % processes.count():
+        raise ValueError(f"patches must be a multiple of the {processes.count()} processes, got {config.patches}")
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     path = out / "pretrained.safetensors"
@@ -190,12 +195,15 @@ def pretrain(
     steps = DataLoader(
         _Steps(sources, config, drawn), batch_size=None, sampler=range(run.step, config.steps), num_workers=workers
     )
-    with tqdm(total=config.steps, initial=run.step, unit="step", disable=None) as bar:
+    hidden = True if processes.rank() > 0 else None  # None: shown on a terminal, as a log has no use for it
+    with tqdm(total=config.steps, initial=run.step, unit="step", disable=hidden) as bar:
         for batch in steps:
             bar.set_postfix_str(f"loss {run.learn(batch):.3f}", refresh=False)
             bar.update()
             if run.step % save_every == 0 or run.step == config.steps:
                 run.save()
+    if processes.rank() > 0:
+        return path
     data = sorted({volume.name for source in sources for volume in source.volumes})
     notes = {"data": data, "pretraining": dataclasses.asdict(config)}
     content = checkpoint.Checkpoint(run.network, drawn.hu_window, SPACING_MM, (), "pretrained", notes=notes)
@@ -222,7 +230,7 @@ class _Pretraining:
         self.optimiser = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
         volumes = [[source.share, [volume.content for volume in source.volumes]] for source in sources]
         configs = {"config": dataclasses.asdict(config), "drawn": dataclasses.asdict(drawn)}
-        self.identity = json.dumps({**configs, "volumes": volumes})
+        self.identity = json.dumps({**configs, "processes": processes.count(), "volumes": volumes})
 
     def learn(self, batch: AnchorBatch) -> float:
         """One update; returns its loss."""
@@ -235,13 +243,16 @@ class _Pretraining:
             raise FloatingPointError(f"loss must stay finite, got {loss.item()}")
         self.optimiser.zero_grad(set_to_none=True)
         loss.backward()
+        processes.average_gradients([*self.parameters, *self.head.parameters()])
         nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip)
         self.optimiser.step()
         self.step += 1
         return loss.item()
 
     def save(self) -> None:
-        """What `resume` reads, replaced whole."""
+        """What `resume` reads, replaced whole; the first process's batch norm statistics stand for all."""
+        if processes.rank() > 0:
+            return
         with atomic_path(self.path) as temporary:
             torch.save(
                 {"step": self.step, "run": self.identity, **self._parts(lambda part: part.state_dict())}, temporary

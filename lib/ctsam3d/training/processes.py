@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
-from torch import distributed
+from torch import Tensor, distributed
 
 
 def rank() -> int:
@@ -27,6 +27,18 @@ def gather(value: int) -> list[int]:
     values = [None] * count()
     distributed.all_gather_object(values, value)
     return values
+
+
+def average_gradients(parameters: Iterable[Tensor]) -> None:
+    """Give every process the mean of all processes' gradients, for a step without DistributedDataParallel."""
+    if count() == 1:
+        return
+    gradients = [parameter.grad for parameter in parameters]
+    mean = torch.cat([gradient.flatten() for gradient in gradients])
+    distributed.all_reduce(mean)
+    mean /= count()
+    for gradient, part in zip(gradients, mean.split([gradient.numel() for gradient in gradients])):
+        gradient.copy_(part.view_as(gradient))
 
 
 @contextlib.contextmanager
