@@ -10,6 +10,7 @@ import torch
 from ctsam3d import segmenter as module
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.model import build
+from ctsam3d.model.prompts import prompt_maps
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.volume import Box, Volume
 
@@ -84,3 +85,34 @@ def test_warming_up_leaves_nothing_behind(segmenter):
     after = segmenter.network.state_dict()
     assert all(torch.equal(before[name], after[name]) for name in before)
     assert not segmenter._features._entries
+
+
+def test_s_computes_in_the_fast_type_and_the_weights_stay_exact(monkeypatch):
+    torch.manual_seed(0)
+    info = Checkpoint(build("tiny"), (-500.0, 800.0), feedback=1)
+    exact = Segmenter(info, precision="float32")
+    monkeypatch.setattr(module, "fast_type", lambda device: torch.bfloat16)
+    fast = Segmenter(info)
+    assert (exact.dtype, fast.dtype) == (torch.float32, torch.bfloat16)
+    types = {name.split(".")[0]: p.dtype for name, p in fast.network.named_parameters()}
+    assert types == {"encoder": torch.bfloat16, "decoder": torch.bfloat16, "cross_patch": torch.float32}
+    assert {p.dtype for p in info.network.parameters()} == {torch.float32}
+    prompts = prompt_maps([(32, 32, 32)], [], None, SIZE)
+    masks = [own.decode(own.encode(hu(0)), prompts) for own in (exact, fast)]
+    assert masks[1].dtype == np.float32
+    assert 0 < np.abs(masks[0] - masks[1]).max() < 0.1
+    fast.warm_up()
+
+
+@pytest.mark.parametrize(
+    ("known", "expected"),
+    [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],
+)
+def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch, known, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: known, raising=False)
+    assert module.fast_type(torch.device("cpu")) == expected
+
+
+def test_an_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be one of auto, float32, got 'half'"):
+        module.load(precision="half")

@@ -325,7 +325,7 @@ def test_what_was_undone_by_lists_is_forgotten():
 @pytest.mark.parametrize("passes", [0, 2])
 def test_feedback_shows_the_network_its_own_answer(passes, monkeypatch):
     torch.manual_seed(0)
-    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0), feedback=passes))
+    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0), feedback=passes), precision="float32")
     seen, said, decode = [], [], segmenter.network.decode
 
     def spy(features, prompts):

@@ -40,6 +40,7 @@ class CTSAM3DApp(MONAILabelApp):
             self._settings.expand_seconds,
             max_scan_bytes=self._settings.max_scan_bytes,
             observe=effort.clicked,
+            precision=self._settings.precision,
         )
         self._desk = make_desk(self._active, self._settings, self._engine, effort)
         super().__init__(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import threading
 import weakref
@@ -22,16 +23,22 @@ from ctsam3d.volume import Box, Volume
 FEATURE_BYTES = 256 * 2**20  # of the patches whose features are kept, over all scans
 BATCH = {"cpu": 1, "cuda": 26}  # neighbours that P looks at at once; on a CPU more are no faster
 
+PRECISIONS = ("auto", "float32")
+
 Features = tuple[Tensor, ...]
 
 
-def load(weights: str | os.PathLike = "default", device: str = "cpu") -> Segmenter:
+def load(weights: str | os.PathLike = "default", device: str = "cpu", precision: str = "auto") -> Segmenter:
     """A segmenter from packaged weights (by name) or from a .safetensors file.
+
+    Args:
+        precision: see `Segmenter`.
 
     Raises:
         FileNotFoundError: no such weights.
-        ValueError: weights that cannot be used, or a device that is not there.
+        ValueError: weights that cannot be used, a device that is not there, or an unknown precision.
     """
+    check_precision(precision)
     try:
         device = torch.device(device)
     except RuntimeError as error:
@@ -40,22 +47,46 @@ def load(weights: str | os.PathLike = "default", device: str = "cpu") -> Segment
         raise ValueError(f"device must be 'cpu' or an available 'cuda[:n]', got {str(device)!r}")
     name = os.fspath(weights)
     path = name if name.endswith(".safetensors") else checkpoint.packaged_path(name)
-    return Segmenter(checkpoint.load(path), device)
+    return Segmenter(checkpoint.load(path), device, precision)
+
+
+def check_precision(precision: str) -> str:
+    """Raises ValueError where it is none of `PRECISIONS`."""
+    if precision not in PRECISIONS:
+        raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, got {precision!r}")
+    return precision
+
+
+def fast_type(device: torch.device) -> torch.dtype:
+    """What S is fastest in: bfloat16 where the device computes in it, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
+    known = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if known.get("avx512_bf16") or known.get("amx_bf16") else torch.float32
 
 
 class Segmenter:
     """A network on a device, with the preprocessing that its weights ask for.
 
+    Args:
+        precision: "auto": S computes in `fast_type`; "float32": the same on every machine. P, whose heatmap is a small
+            difference of large numbers, always takes float32.
+
     Attributes:
         info: the checkpoint: version, HU window, spacing, labels.
+        dtype: what S computes in.
         batch: neighbours that P looks at at once.
     """
 
-    def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu"):
+    def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu", precision: str = "auto"):
         self.info = info
         self.device = torch.device(device)
+        self.dtype = fast_type(self.device) if check_precision(precision) == "auto" else torch.float32
         self.batch = BATCH.get(self.device.type, 1)
-        self.network = info.network.to(self.device, memory_format=torch.channels_last_3d).eval()
+        network = info.network if self.dtype == torch.float32 else copy.deepcopy(info.network)  # `info` stays exact
+        self.network = network.to(self.device, memory_format=torch.channels_last_3d).eval()
+        for part in (self.network.encoder, self.network.decoder):
+            part.to(self.dtype)
         self._features = _FeatureCache(FEATURE_BYTES)
 
     def session(self, volume: Volume, expand: bool = True) -> Session:
@@ -75,7 +106,8 @@ class Segmenter:
     @torch.inference_mode()
     def encode(self, hu_zyx: np.ndarray) -> Features:
         """Features of a patch (D, H, W) in HU."""
-        return self.network.encode(self._on_device(torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None]))
+        image = self._on_device(torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None])
+        return self.network.encode(image.to(self.dtype))
 
     def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray]) -> Features:
         """The features of a patch of a scan, kept for whoever clicks in it next, on whatever structure.
@@ -94,7 +126,8 @@ class Segmenter:
         """
         maps = self._on_device(prompts[None])
         for _ in range(1 + self.info.feedback):
-            answer = torch.sigmoid(self.network.decode(features, maps).float())  # (1, 1, D, H, W)
+            logits = self.network.decode(features, maps.to(self.dtype))
+            answer = torch.sigmoid(logits.float())  # (1, 1, D, H, W)
             maps = self._on_device(torch.cat([maps[:, :2], previous_map(answer)], dim=1))
         return answer[0, 0].cpu().numpy()
 

@@ -49,6 +49,7 @@ def test_labels_are_split_and_stripped():
         ({"expand_seconds": "nan"}, "0 or more, got 'nan'"),
         ({"expand_seconds": "inf"}, "0 or more, got 'inf'"),
         ({"device": "mps"}, "cpu or cuda, got 'mps'"),
+        ({"precision": "half"}, "--conf precision must be one of auto, float32, got 'half'"),
     ],
 )
 def test_settings_that_cannot_be_used(conf, words):

@@ -18,6 +18,7 @@ class SameHu:
 
     batch = 1
     device = torch.device("cpu")
+    dtype = torch.float32
     info = SimpleNamespace(
         version="standin", sha256="0" * 64, hu_window=(-500.0, 800.0), spacing_mm=1.5, feedback=0, peak_threshold=0.5,
         notes={"data": ["a"]},

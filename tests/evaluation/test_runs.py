@@ -265,7 +265,9 @@ def test_cases_that_cannot_be_read_do_not_cost_the_others(segmenter, reports, tm
 
 
 def settings(**changes):
-    own = Settings("0" * 64, (-1.0, 1.0), 1.5, 0, 0.5, (1,), (0,), 5.0, "deepest", True, "cpu", code_sha256())
+    own = Settings(
+        "0" * 64, (-1.0, 1.0), 1.5, 0, 0.5, (1,), (0,), 5.0, "deepest", True, "cpu", "float32", code_sha256()
+    )
     return dataclasses.replace(own, **changes)
 
 

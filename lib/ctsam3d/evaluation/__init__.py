@@ -181,7 +181,7 @@ def _run_info(
         min_voxels=run.min_voxels,
         spacing_mm=info.spacing_mm,
         tolerance_mm=settings.tolerance_mm,
-        device=str(segmenter.device),
+        device=f"{segmenter.device} ({settings.precision})",
         command=command,
         expand=settings.expand,
         dataset="" if found.kind == "cases" else found.kind,

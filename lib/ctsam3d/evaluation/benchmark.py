@@ -43,13 +43,16 @@ _STAGES = ("features", "decode")
 _MASK_FLOOR = 1e-4  # what a network's answer has where there is nothing
 
 
-def make_segmenter(preset: str, device: str, feedback: int | None = None, seed: int = 0) -> tuple[Segmenter, str]:
+def make_segmenter(
+    preset: str, device: str, feedback: int | None = None, seed: int = 0, precision: str = "float32"
+) -> tuple[Segmenter, str]:
     """A segmenter of `preset` and what its weights are: the packaged ones that bear its name, else fresh ones.
 
     Packaged weights bring their own network, which may be an earlier one of the preset.
 
     Args:
         feedback: passes in which S sees its own answer once more; None: as the weights ask, fresh ones for none.
+        precision: of the segmenter; where a fast way stands beside a dense one, both have the same.
     """
     info = checkpoint.load(checkpoint.packaged_path())
     weights = info.version
@@ -58,7 +61,7 @@ def make_segmenter(preset: str, device: str, feedback: int | None = None, seed: 
         info, weights = Checkpoint(build(preset), (-500.0, 800.0)), FRESH
     if feedback is not None:
         info = dataclasses.replace(info, feedback=feedback)
-    return Segmenter(info, device), weights
+    return Segmenter(info, device, precision), weights
 
 
 @contextmanager

@@ -39,7 +39,7 @@ class RegionGrower:
     """Takes a `Segmenter`'s place in an evaluation."""
 
     def __init__(self):
-        self.info, self.device = _Info(), torch.device("cpu")
+        self.info, self.device, self.dtype = _Info(), torch.device("cpu"), torch.float32
 
     def session(self, volume: Volume, expand: bool = True) -> RegionGrowingSession:
         """A new structure to click in `volume`; see `RegionGrowingSession`."""

@@ -40,7 +40,8 @@ def benchmark_expansion(
 
     The first plain way asks P about every neighbour, also where the mask does not come near it, one at a time, and
     runs S dense. The second runs S, dense, on every neighbour without asking P. With fresh weights S and P compute what
-    they would, and the phantom's truth then takes the place of their answers, as no neighbour would join noise.
+    they would, and the phantom's truth then takes the place of their answers, as no neighbour would join noise. The
+    session computes in what is fastest here (see `Segmenter`), both plain ways in float32, as the published code does.
 
     Returns:
         A row a preset, structure and way: median seconds of the click and of the ring, how many neighbours the way
@@ -49,7 +50,7 @@ def benchmark_expansion(
     phantom = make_phantom(seed, region="abdomen")
     rows = []
     for preset in presets:
-        segmenter, weights = make_segmenter(preset, device, feedback, seed)
+        segmenter, weights = make_segmenter(preset, device, feedback, seed, precision="auto")
         for structure in STRUCTURES:
             about = {"preset": preset, "weights": weights, "structure": structure}
             mask_ijk = phantom.labels_ijk == VALUE_OF[structure]
@@ -60,7 +61,7 @@ def benchmark_expansion(
 
 
 def _ring_ways(segmenter: Segmenter, volume: Volume, click_ijk, truth_ijk: np.ndarray | None) -> dict[str, Callable]:
-    alone = Segmenter(segmenter.info, segmenter.device)
+    alone = Segmenter(segmenter.info, segmenter.device, precision="float32")
     alone.batch = 1
     truth = _Truth(truth_ijk, ModelGrid.of(volume, SPACING_MM)) if truth_ijk is not None else None
 

@@ -53,6 +53,7 @@ class Settings:
         user: who clicks, see `user_click`.
         expand: whether a click spreads to the patches around its own.
         device: its type.
+        precision: what S computes in.
         code: of the source files that decide a result, see `code_sha256`.
     """
 
@@ -67,6 +68,7 @@ class Settings:
     user: str
     expand: bool
     device: str
+    precision: str
     code: str
 
     @classmethod
@@ -77,7 +79,9 @@ class Settings:
         info = segmenter.info
         weights = (info.sha256, info.hu_window, info.spacing_mm, info.feedback, info.peak_threshold)
         protocol = (tuple(clicks), tuple(range(seeds)), float(tolerance_mm), user, expand)
-        return cls(*weights, *protocol, segmenter.device.type, code_sha256())
+        return cls(
+            *weights, *protocol, segmenter.device.type, str(segmenter.dtype).removeprefix("torch."), code_sha256()
+        )
 
     @property
     def key(self) -> str:

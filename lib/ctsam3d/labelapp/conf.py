@@ -12,6 +12,7 @@ import torch
 from ctsam3d.checkpoint import packaged_path
 from ctsam3d.data.labels import NAMES
 from ctsam3d.labelapp.requests import check_labels
+from ctsam3d.segmenter import check_precision
 
 MAX_MB = 2000  # of a request, and of the voxels of a scan: 512 x 512 x 3,800 of int16
 LEASE_MINUTES = 240  # half a working day
@@ -33,6 +34,7 @@ class Conf:
         max_upload_bytes: ``--conf max_upload_mb N``: of a request.
         max_scan_bytes: ``--conf max_scan_mb N``: that the voxels of a scan or label map may take.
         lease_seconds: ``--conf lease_minutes M``: for which a scan that was handed out is nobody else's.
+        precision: ``--conf precision P``: see `Segmenter`.
     """
 
     weights: str
@@ -43,6 +45,7 @@ class Conf:
     max_upload_bytes: int = MAX_MB * 10**6
     max_scan_bytes: int = MAX_MB * 10**6
     lease_seconds: float = LEASE_MINUTES * 60.0
+    precision: str = "auto"
 
 
 def read_conf(conf: Mapping[str, str] | None) -> Conf:
@@ -50,7 +53,8 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
 
     Raises:
         FileNotFoundError: no weights there.
-        ValueError: unknown device, labels that are empty, repeated or reserved, no seconds from 0, no megabytes from 1.
+        ValueError: unknown device, labels that are empty, repeated or reserved, no seconds from 0, no megabytes from 1,
+            unknown precision.
     """
     conf = conf or {}
     labels = check_labels(conf["labels"].split(",")) if "labels" in conf else NAMES
@@ -64,6 +68,7 @@ def read_conf(conf: Mapping[str, str] | None) -> Conf:
         _megabytes("max_upload_mb", conf.get("max_upload_mb", str(MAX_MB))),
         _megabytes("max_scan_mb", conf.get("max_scan_mb", str(MAX_MB))),
         60 * _number("lease_minutes", conf.get("lease_minutes", str(LEASE_MINUTES)), "minutes"),
+        _precision(conf.get("precision", "auto")),
     )
 
 
@@ -89,6 +94,13 @@ def _device(device: str) -> str:
     if kind == "cuda" and found != "cuda":
         raise ValueError(f"--conf device must be cpu, as PyTorch finds no GPU here, got {device!r}")
     return device
+
+
+def _precision(precision: str) -> str:
+    try:
+        return check_precision(precision)
+    except ValueError as error:
+        raise ValueError(f"--conf {error}") from error
 
 
 def _number(key: str, value: str, unit: str) -> float:

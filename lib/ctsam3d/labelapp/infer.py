@@ -108,6 +108,7 @@ class ClickEngine:
         max_scan_bytes: that the voxels of an image may take; None: any.
         observe: told of every structure's clicks: name of the image, request, structure, session, and the session's
             clicks before; see `EffortLog.clicked`.
+        precision: of the network, see `Segmenter`.
     """
 
     def __init__(
@@ -118,8 +119,10 @@ class ClickEngine:
         sessions: SessionStore | None = None,
         max_scan_bytes: int | None = None,
         observe: Callable[..., None] | None = None,
+        precision: str = "auto",
     ):
-        self._versions, self._device, self._expand_seconds = versions, device, expand_seconds
+        self._versions, self._expand_seconds = versions, expand_seconds
+        self._load_weights = partial(load, device=device, precision=precision)
         self._observe = observe
         self._served: _Served | None = None
         self._problem = ""
@@ -164,7 +167,7 @@ class ClickEngine:
         """The current weights; where they cannot be used, those in use, or the ones that the app was started with."""
         versions = self._versions
         try:
-            segmenter = load(versions.served_path(), device=self._device)
+            segmenter = self._load_weights(versions.served_path())
             logger.info("new sessions take the weights %s", segmenter.info.version)
             return segmenter
         except _UNUSABLE as error:
@@ -174,7 +177,7 @@ class ClickEngine:
                 return kept
             logger.error("current weights cannot be loaded, taking %s: %s", versions.weights, error)
         try:
-            return load(versions.base_path, device=self._device)
+            return self._load_weights(versions.base_path)
         except _UNUSABLE as error:
             self._problem = str(error)
             raise RequestError(f"weights {versions.weights} cannot be loaded: {error}", status=503) from error

@@ -22,7 +22,7 @@ class Conv3d(nn.Conv3d):
     plain = False
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or not (x.device.type == "cpu" and x.dtype == torch.float32 and _ONEDNN):
+        if torch.is_grad_enabled() or not (x.device.type == "cpu" and x.dtype in _DTYPES and _ONEDNN):
             return super().forward(x)
         if not self.plain and self._by_planes_pays(x):
             return conv3d_by_planes(x, self.weight, self.bias)
@@ -66,6 +66,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, padding, stride, gro
     return torch.mkldnn_convolution(x, weight, bias, padding, stride, (1,) * len(padding), groups)
 
 
+_DTYPES = (torch.float32, torch.bfloat16)
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch, "mkldnn_convolution")
 _MANY_CHANNELS, _MANY_VOXELS = 64, 16  # a side; from here on the products outweigh what the sums of planes cost
 
