@@ -8,12 +8,16 @@ import argparse
 import logging
 from pathlib import Path
 
+from ctsam3d.evaluation.proposals import evaluate_proposals
+from ctsam3d.training import processes
 from ctsam3d.training.default import QUICK, RECIPES, train_default
 from ctsam3d.training.processes import process_group
 
+CALIBRATED_ON = 2  # phantoms of the trunk, some four thousand neighbours
+
 
 def main(argv: list[str] | None = None) -> None:
-    """Read the command line and make one library call."""
+    """Read the command line, train, and set the threshold of P's peaks."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--real", type=Path, help="folder with the real cases; without it, generated data alone")
     parser.add_argument("--out", required=True, type=Path, help="folder for data, volumes, weights, log and states")
@@ -27,7 +31,7 @@ def main(argv: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     try:
         with process_group(arguments.device) as device:
-            path = train_default(
+            weights = train_default(
                 arguments.real,
                 arguments.out,
                 QUICK if arguments.quick else RECIPES[arguments.preset],
@@ -37,8 +41,17 @@ def main(argv: list[str] | None = None) -> None:
                 save_every=arguments.save_every,
                 half=True,
             )
+            if processes.rank() == 0:
+                _calibrate(arguments.out, weights, device)
     except (ValueError, OSError) as error:
         parser.exit(2, f"error: {' '.join(str(error).split())}\n")
+
+
+def _calibrate(out: Path, weights: Path, device: str) -> None:
+    """From what height on a peak of P counts, which a loss does not say; writes ``out/default.safetensors``."""
+    trunks, path = out / "data" / "trunks", out / "default.safetensors"
+    names = sorted(folder.name for folder in trunks.iterdir())[:CALIBRATED_ON]
+    evaluate_proposals(trunks, out / "proposals", weights, names, calibrated=path, device=device)
     print(f"weights: {path}")
 
 

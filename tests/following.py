@@ -20,7 +20,7 @@ class Following:
         self.info, self.batch = SimpleNamespace(spacing_mm=1.5, peak_threshold=0.5), 1
         self.opened = []
 
-    def features(self, volume, box_zyx, crop):
+    def features(self, volume, box_zyx, crop, mirrored):
         self.opened.append(box_zyx)
         return crop()
 

@@ -10,7 +10,7 @@ import torch
 from ctsam3d import segmenter as module
 from ctsam3d.checkpoint import Checkpoint
 from ctsam3d.model import build
-from ctsam3d.model.prompts import prompt_maps
+from ctsam3d.model.prompts import previous_map, prompt_maps
 from ctsam3d.segmenter import Segmenter
 from ctsam3d.volume import Box, Volume
 
@@ -23,7 +23,7 @@ def segmenter(monkeypatch):
     segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0), feedback=1))
     segmenter.encoded = []
     encode = segmenter.encode
-    monkeypatch.setattr(segmenter, "encode", lambda hu: segmenter.encoded.append(1) or encode(hu))
+    monkeypatch.setattr(segmenter, "encode", lambda *of: segmenter.encoded.append(1) or encode(*of))
     return segmenter
 
 
@@ -68,7 +68,7 @@ def test_features_are_bounded_in_bytes(monkeypatch):
     boxes = [Box((n, 0, 0), (n + 64, 64, 64)) for n in range(3)]
     for box in boxes:
         segmenter.features(volume, box, lambda: hu(0))
-    assert [key[1] for key in segmenter._features._entries] == boxes[-1:]  # the newest is kept, whatever its size
+    assert [key[1][0] for key in segmenter._features._entries] == boxes[-1:]  # the newest is kept, whatever its size
 
 
 def test_a_batch_of_proposals_is_its_parts(segmenter):
@@ -116,3 +116,27 @@ def test_bfloat16_is_taken_where_the_processor_has_it(monkeypatch, known, expect
 def test_an_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be one of auto, float32, got 'half'"):
         module.load(precision="half")
+
+
+def test_the_last_pass_is_the_mean_over_mirrors(segmenter):
+    """A patch of 64³ along each axis alone, where a session clicks; a patch that an expansion opens is seen once."""
+    exact = Segmenter(segmenter.info, precision="float32")
+    patch, prompts = hu(1), prompt_maps([(20, 30, 40)], [(50, 30, 40)], None, SIZE)
+    alone, mirrored = exact.encode(patch), exact.encode(patch, mirrored=True)
+    assert {len(stage) for stage in alone} == {1} and {len(stage) for stage in mirrored} == {4}
+    network, logits = exact.network, []
+    with torch.inference_mode():
+        first = torch.sigmoid(network.decode(alone, prompts[None]))
+        maps = torch.cat([prompts[None, :2], previous_map(first)], 1)
+        for axes in ((), (2,), (3,), (4,)):
+            features = exact.encode(np.ascontiguousarray(np.flip(patch, [axis - 2 for axis in axes])))
+            logits.append(network.decode(features, maps.flip(axes)).flip(axes))
+    assert np.allclose(exact.decode(alone, prompts), torch.sigmoid(logits[0])[0, 0], atol=1e-4)
+    mean = torch.sigmoid(torch.stack(logits).mean(0))[0, 0]
+    assert np.allclose(exact.decode(mirrored, prompts), mean, atol=1e-4)
+    assert not np.allclose(mean, torch.sigmoid(logits[0])[0, 0], atol=1e-2)
+
+
+def test_weights_without_further_passes_see_a_patch_once():
+    segmenter = Segmenter(Checkpoint(build("tiny"), (-500.0, 800.0)))
+    assert {len(stage) for stage in segmenter.encode(hu(0), mirrored=True)} == {1}

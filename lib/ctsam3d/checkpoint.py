@@ -36,7 +36,8 @@ class Checkpoint:
         labels: names that the weights were trained on.
         version: a name for these weights, given by whoever saved them.
         feedback: how often a session shows S its own answer as previous mask before it takes it. A click reaches about
-            25 voxels in one pass, as the stages that see it are the fine ones; the published network has no more.
+            25 voxels in one pass, as the stages that see it are the fine ones; the published network has no more. With
+            any such pass the last one of a clicked patch also sees three mirrors, see `Segmenter.decode`.
         peak_threshold: the height of a peak of P's heatmap from which on it counts as a click.
         sha256: of the tensors, independent of how the file lays them out.
         notes: anything else that should travel along (data, schedule, figures, left-out parameters).

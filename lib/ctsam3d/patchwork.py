@@ -33,7 +33,7 @@ class PatchNetwork(Protocol):
     info: Any
     batch: int
 
-    def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray]) -> Any: ...
+    def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray], mirrored: bool) -> Any: ...
 
     def decode(self, features: Any, prompts: torch.Tensor) -> np.ndarray: ...
 
@@ -264,7 +264,7 @@ class Patchwork:
         if not inside[True] and not (previous > 0.5).any():
             return None
         maps = prompt_maps(inside[True], inside[False], torch.from_numpy(previous), box_zyx.shape)
-        features = self._features(box_zyx, watch)
+        features = self._features(box_zyx, watch, mirrored=not opening)
         with watch.stage("decode"):
             probability = self._segmenter.decode(features, maps)
         if not adds:  # negative clicks alone take away
@@ -274,9 +274,10 @@ class Patchwork:
         probability, weight = (lasting(array.astype(np.float16)) for array in (probability, weight))
         return Patch(box_zyx, probability, weight, seed_zyx)
 
-    def _features(self, box_zyx: Box, watch: Stopwatch) -> Any:
+    def _features(self, box_zyx: Box, watch: Stopwatch, mirrored: bool) -> Any:
+        """Those of a patch; where a user clicks, its mirrors are worth their time, and not where an expansion comes."""
         with watch.stage("features"):
-            return self._segmenter.features(self.volume, box_zyx, lambda: self._hu(box_zyx, watch))
+            return self._segmenter.features(self.volume, box_zyx, lambda: self._hu(box_zyx, watch), mirrored)
 
     def _hu(self, box_zyx: Box, watch: Stopwatch) -> np.ndarray:
         """A patch in HU; the last few are kept, as P and S look at the same ones."""

@@ -7,7 +7,7 @@ import os
 import threading
 import weakref
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
 import torch
@@ -24,8 +24,9 @@ FEATURE_BYTES = 256 * 2**20  # of the patches whose features are kept, over all 
 BATCH = {"cpu": 1, "cuda": 26}  # neighbours that P looks at at once; on a CPU more are no faster
 
 PRECISIONS = ("auto", "float32")
+MIRRORS = ((), (2,), (3,), (4,))  # axes of a volume (B, C, D, H, W) that a view of it has reversed; the first is itself
 
-Features = tuple[Tensor, ...]
+Features = tuple[Tensor, ...]  # four, of one view or of all `MIRRORS`, (V, C, d, h, w) each
 
 
 def load(weights: str | os.PathLike = "default", device: str = "cpu", precision: str = "auto") -> Segmenter:
@@ -48,6 +49,11 @@ def load(weights: str | os.PathLike = "default", device: str = "cpu", precision:
     name = os.fspath(weights)
     path = name if name.endswith(".safetensors") else checkpoint.packaged_path(name)
     return Segmenter(checkpoint.load(path), device, precision)
+
+
+def click_passes(feedback: int) -> int:
+    """Passes of the decoder that a click takes, the mirrors among them, with the weights' `feedback`."""
+    return 1 + feedback + (len(MIRRORS) - 1 if feedback else 0)
 
 
 def check_precision(precision: str) -> str:
@@ -104,32 +110,51 @@ class Segmenter:
         self.propose(hu, hu > 0, hu, (0, 0, PATCH_SIZE // 2))
 
     @torch.inference_mode()
-    def encode(self, hu_zyx: np.ndarray) -> Features:
-        """Features of a patch (D, H, W) in HU."""
-        image = self._on_device(torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None])
-        return self.network.encode(image.to(self.dtype))
+    def encode(self, hu_zyx: np.ndarray, mirrored: bool = False) -> Features:
+        """Features of a patch (D, H, W) in HU.
 
-    def features(self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray]) -> Features:
+        Args:
+            mirrored: those of its mirrors too, where the weights take further passes; `decode` then uses them.
+        """
+        image = torch.from_numpy(scale_hu(hu_zyx, self.info.hu_window))[None, None]
+        views = MIRRORS if mirrored and self.info.feedback else MIRRORS[:1]
+        found = [self.network.encode(self._on_device(image.flip(axes)).to(self.dtype)) for axes in views]
+        return tuple(torch.cat(stage) for stage in zip(*found))
+
+    def features(
+        self, volume: Volume, box_zyx: Box, crop: Callable[[], np.ndarray], mirrored: bool = False
+    ) -> Features:
         """The features of a patch of a scan, kept for whoever clicks in it next, on whatever structure.
 
         Args:
             box_zyx: on the scan's model grid.
             crop: gives the patch in HU where its features are not there.
+            mirrored: see `encode`.
         """
-        return self._features.get(volume, box_zyx, lambda: self.encode(crop()))
+        return self._features.get(volume, (box_zyx, mirrored), lambda: self.encode(crop(), mirrored))
 
     @torch.inference_mode()
     def decode(self, features: Features, prompts: Tensor) -> np.ndarray:
         """Probability (D, H, W), float32, from features and prompt maps (3, D, H, W).
 
-        With as many further passes as the weights ask for, each with the answer before it as previous mask.
+        With as many further passes as the weights ask for, each with the answer before it as previous mask. The last
+        pass sees every view that `features` has, and their logits are averaged.
         """
         maps = self._on_device(prompts[None])
-        for _ in range(1 + self.info.feedback):
-            logits = self.network.decode(features, maps.to(self.dtype))
-            answer = torch.sigmoid(logits.float())  # (1, 1, D, H, W)
+        for _ in range(self.info.feedback):
+            answer = torch.sigmoid(self._logits(features, maps, MIRRORS[:1]))
             maps = self._on_device(torch.cat([maps[:, :2], previous_map(answer)], dim=1))
+        answer = torch.sigmoid(self._logits(features, maps, MIRRORS[: len(features[0])]))
         return answer[0, 0].cpu().numpy()
+
+    def _logits(self, features: Features, maps: Tensor, views: Sequence[tuple[int, ...]]) -> Tensor:
+        """Float32 (1, 1, D, H, W), the mean over the first views of `features`."""
+        total = 0.0
+        for number, axes in enumerate(views):
+            own = tuple(stage[number : number + 1] for stage in features)
+            logits = self.network.decode(own, self._on_device(maps.flip(axes)).to(self.dtype))
+            total = total + logits.float().flip(axes)
+        return total / len(views)
 
     def propose(
         self,
@@ -161,17 +186,17 @@ class Segmenter:
 
 
 class _FeatureCache:
-    """Features by scan and box, those that were used last; a scan that nobody holds any more takes its own along."""
+    """Features by scan and what part of it, those used last; a scan that nobody holds any more takes its own along."""
 
     def __init__(self, max_bytes: int):
         self._max_bytes, self._bytes = max_bytes, 0
-        self._entries: OrderedDict[tuple[int, Box], Features] = OrderedDict()
+        self._entries: OrderedDict[tuple[int, Hashable], Features] = OrderedDict()
         self._scans: set[int] = set()
         self._lock = threading.RLock()  # a scan may be freed, and its finaliser run, at any moment
 
-    def get(self, volume: Volume, box: Box, make: Callable[[], Features]) -> Features:
-        """The features of a box of a scan; `make` gives them where they are not there."""
-        key = id(volume), box
+    def get(self, volume: Volume, part: Hashable, make: Callable[[], Features]) -> Features:
+        """The features of a part of a scan; `make` gives them where they are not there."""
+        key = id(volume), part
         with self._lock:
             if key in self._entries:
                 self._entries.move_to_end(key)

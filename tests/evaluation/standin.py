@@ -31,7 +31,7 @@ class SameHu:
         self.sessions += 1
         return Session(self, volume, expand)
 
-    def features(self, volume, box_zyx, crop):
+    def features(self, volume, box_zyx, crop, mirrored):
         return np.rint(crop())
 
     def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx, offsets_zyx):

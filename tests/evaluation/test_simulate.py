@@ -25,7 +25,7 @@ class Threshold:
     info = SimpleNamespace(spacing_mm=1.5, peak_threshold=0.5)
     batch = 1
 
-    def features(self, volume, box_zyx, crop):
+    def features(self, volume, box_zyx, crop, mirrored):
         return torch.from_numpy((crop() > 0).astype(np.float32))
 
     def propose_batch(self, hu_zyx, mask_zyx, neighbours_hu_zyx, offsets_zyx):

@@ -28,7 +28,7 @@ class Bright:
         self.sessions += 1
         return Session(self, volume, expand)
 
-    def features(self, volume, box_zyx, crop):
+    def features(self, volume, box_zyx, crop, mirrored):
         return crop() > 0
 
     def decode(self, features, prompts):

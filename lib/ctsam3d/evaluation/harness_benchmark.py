@@ -100,8 +100,8 @@ class _Clocked(Segmenter):
     def session(self, volume, expand: bool = True) -> Session:
         return _ClockedSession(self, volume, expand)
 
-    def encode(self, hu_zyx):
-        return self.timed("network", super().encode, hu_zyx)
+    def encode(self, hu_zyx, mirrored=False):
+        return self.timed("network", super().encode, hu_zyx, mirrored)
 
     def decode(self, features, prompts):
         return self.timed("network", super().decode, features, prompts)

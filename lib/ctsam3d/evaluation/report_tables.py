@@ -17,6 +17,7 @@ from ctsam3d.evaluation.report_cost import NetworkCost
 from ctsam3d.evaluation.report_document import Table
 from ctsam3d.evaluation.report_groups import grouped, in_order
 from ctsam3d.evaluation.statistics import auc, costs, interval, noc, patient_means
+from ctsam3d.segmenter import click_passes
 
 TARGETS = (0.85, 0.9)  # of NoC
 MAX_FAILURES = 40  # listed
@@ -259,7 +260,7 @@ def cost_table(cost: NetworkCost | None, memory_mb: float | None) -> Table:
         row("of that the encoder, once a patch", cost and cost.encode, 1e9),
         row("of that the decoder, each pass of a click", cost and cost.decode, 1e9),
         row("P: multiply-adds of a neighbour, 10⁹", cost and cost.propose, 1e9, theirs["P"].multiply_adds),
-        ("passes of the decoder a click", str(1 + cost.feedback) if cost else "–", "–"),
+        ("passes of the decoder a click", str(click_passes(cost.feedback)) if cost else "–", "–"),
         ("most memory of the run, MB", number(memory_mb, 0), "–"),
     )
     preset = "" if cost is None else " (no preset)" if cost.preset == "own" else f" ({cost.preset})"
