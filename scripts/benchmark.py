@@ -24,6 +24,7 @@ from ctsam3d.labelapp.click_times import benchmark_http
 from ctsam3d.labelapp.crash import crash
 from ctsam3d.labelapp.load import benchmark_load, benchmark_soak
 from ctsam3d.labelapp.next_sample_times import benchmark_next_sample
+from ctsam3d.segmenter import PRECISIONS
 
 APP = Path(__file__).parents[1] / "apps" / "ctsam3d"
 PARTS = ("session", "expansion", "http")
@@ -33,7 +34,7 @@ def _click(arguments: argparse.Namespace) -> dict:
     common = (arguments.presets, arguments.repeats, arguments.device, arguments.feedback)
     tables = {}
     if "session" in arguments.parts:
-        tables["session"] = benchmark.benchmark_session(*common)
+        tables["session"] = benchmark.benchmark_session(*common, precision=arguments.precision)
         tables["decode"] = benchmark.benchmark_decode(*common[:3])
     if "expansion" in arguments.parts:
         tables["expansion"] = benchmark_expansion(*common)
@@ -107,6 +108,7 @@ def _parser() -> argparse.ArgumentParser:
     click.add_argument(
         "--feedback", type=int, help="passes in which S sees its own answer again; default: the weights'"
     )
+    click.add_argument("--precision", choices=PRECISIONS, default="auto", help="of the part session; default: auto")
     training.set_defaults(run=_training, presets=["tiny", "small"])
     training.add_argument("--batch-size", type=int, default=4, help="pairs a step")
     load.set_defaults(run=_load)

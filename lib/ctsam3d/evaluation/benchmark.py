@@ -91,9 +91,17 @@ def sparse_and_dense(run: Callable, network: nn.Module) -> dict[str, Callable]:
 
 
 def benchmark_session(
-    presets: Sequence[str], repeats: int, device: str, feedback: int | None = None, seed: int = 0
+    presets: Sequence[str],
+    repeats: int,
+    device: str,
+    feedback: int | None = None,
+    seed: int = 0,
+    precision: str = "float32",
 ) -> list[Row]:
     """Time a first click (a new patch) and a next one (in that patch, after its mask) in sessions that do not expand.
+
+    Args:
+        precision: of the network on both paths, see `Segmenter`.
 
     Returns:
         A row a preset, click and path: median seconds of features (crop and encode), decode, the rest, and in all.
@@ -103,7 +111,7 @@ def benchmark_session(
     clicks = {"first": first, "next": (first[0] + 10, first[1], first[2])}
     rows = []
     for preset in presets:
-        segmenter, weights = make_segmenter(preset, device, feedback, seed)
+        segmenter, weights = make_segmenter(preset, device, feedback, seed, precision)
 
         def run(segmenter=segmenter) -> dict[str, Row]:
             session = segmenter.session(unseen(phantom.volume), expand=False)
