@@ -104,6 +104,13 @@ def test_s_computes_in_the_fast_type_and_the_weights_stay_exact(monkeypatch):
     fast.warm_up()
 
 
+def test_random_fourier_features_stay_exact(monkeypatch):
+    monkeypatch.setattr(module, "fast_type", lambda device: torch.bfloat16)
+    segmenter = Segmenter(Checkpoint(build("tiny", prompt="rff"), (-500.0, 800.0)))
+    assert segmenter.dtype == torch.float32
+    segmenter.warm_up()
+
+
 @pytest.mark.parametrize(
     ("known", "expected"),
     [({}, torch.float32), ({"avx512_bf16": True}, torch.bfloat16), ({"amx_bf16": True}, torch.bfloat16)],

@@ -76,7 +76,7 @@ class Segmenter:
 
     Args:
         precision: "auto": S computes in `fast_type`; "float32": the same on every machine. P, whose heatmap is a small
-            difference of large numbers, always takes float32.
+            difference of large numbers, and random Fourier features always take float32.
 
     Attributes:
         info: the checkpoint: version, HU window, spacing, labels.
@@ -87,7 +87,10 @@ class Segmenter:
     def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu", precision: str = "auto"):
         self.info = info
         self.device = torch.device(device)
-        self.dtype = fast_type(self.device) if check_precision(precision) == "auto" else torch.float32
+        auto = (
+            check_precision(precision) == "auto" and info.network.config.prompt != "rff"
+        )  # whose phases it would blur
+        self.dtype = fast_type(self.device) if auto else torch.float32
         self.batch = BATCH.get(self.device.type, 1)
         network = info.network if self.dtype == torch.float32 else copy.deepcopy(info.network)  # `info` stays exact
         self.network = network.to(self.device, memory_format=torch.channels_last_3d).eval()
