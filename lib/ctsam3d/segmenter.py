@@ -87,10 +87,8 @@ class Segmenter:
     def __init__(self, info: checkpoint.Checkpoint, device: torch.device | str = "cpu", precision: str = "auto"):
         self.info = info
         self.device = torch.device(device)
-        auto = (
-            check_precision(precision) == "auto" and info.network.config.prompt != "rff"
-        )  # whose phases it would blur
-        self.dtype = fast_type(self.device) if auto else torch.float32
+        exact = check_precision(precision) == "float32" or info.network.config.prompt == "rff"  # it blurs their phases
+        self.dtype = torch.float32 if exact else fast_type(self.device)
         self.batch = BATCH.get(self.device.type, 1)
         network = info.network if self.dtype == torch.float32 else copy.deepcopy(info.network)  # `info` stays exact
         self.network = network.to(self.device, memory_format=torch.channels_last_3d).eval()

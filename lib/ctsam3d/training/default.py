@@ -72,6 +72,7 @@ _TINY = TrainingConfig(
     seed=60,
     augmentation=Augmentation(rotation_degrees=15.0, scale=0.15, contrast=0.35, lesion=0.12),
 )
+_PLAIN = {"feedback": 0.0, "carry": 0.0, "coarse": 0.0}  # rounds as the paper has them
 _PROPOSER = dataclasses.replace(
     _TINY,
     learning_rate=2e-3,
@@ -80,10 +81,8 @@ _PROPOSER = dataclasses.replace(
     rounds=1,
     structure_power=0.4,
     empty_share=0.25,
-    feedback=0.0,
-    carry=0.0,
-    coarse=0.0,
     trainable="cross_patch",
+    **_PLAIN,
 )
 
 RECIPES = {
@@ -103,15 +102,7 @@ _STILL = Augmentation(spatial=0.0, intensity=0.0, noise=0.0, blur=0.0)
 _QUICK = {"epochs": 1, "samples_per_volume": 30, "batch_size": 1, "structure_power": 1.0, "augmentation": _STILL}
 QUICK = Recipe(
     dataclasses.replace(
-        _TINY,
-        rounds=2,
-        learning_rate=1e-3,
-        encoder_rate=1.0,
-        imprecise_clicks=0.0,
-        feedback=0.0,
-        carry=0.0,
-        coarse=0.0,
-        **_QUICK,
+        _TINY, rounds=2, learning_rate=1e-3, encoder_rate=1.0, imprecise_clicks=0.0, **_PLAIN, **_QUICK
     ),
     PretrainingConfig(steps=60, patches=4, warmup=10),
     dataclasses.replace(_PROPOSER, **{**_QUICK, "samples_per_volume": 10}),
