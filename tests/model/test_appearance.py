@@ -52,4 +52,5 @@ def test_centred_features_have_no_mean_where_no_layer_adds_one():
     with torch.no_grad():
         features = encoder(torch.rand(1, 1, 64, 64, 64))
     for feature, skip in zip(features, encoder.skips):
+        feature = feature[:, : skip.out_channels]  # without the detail behind it
         torch.testing.assert_close(feature.mean((2, 3, 4))[0], skip.bias.detach(), atol=1e-4, rtol=0)

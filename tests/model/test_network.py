@@ -23,7 +23,12 @@ def test_shapes(encoder, prompt, frame, batch):
     prompts = prompt_maps([(30, 30, 30)], [(5, 60, 7)], None, (64, 64, 64))[None].repeat(batch, 1, 1, 1, 1)
     with torch.no_grad():
         features = network.encode(image)
-        assert [tuple(f.shape[1:]) for f in features] == [(16, *(16,) * 3), (16, 8, 8, 8), (16, 4, 4, 4), (32, 2, 2, 2)]
+        assert [tuple(f.shape[1:]) for f in features] == [
+            (144, *(16,) * 3),
+            (16, 8, 8, 8),
+            (16, 4, 4, 4),
+            (32, 2, 2, 2),
+        ]
         logits = network.decode(features, prompts)
         assert logits.shape == (batch, 1, 64, 64, 64)
         assert network.propose(image, image, image, torch.zeros(batch, 3, dtype=int)).shape == (batch, 1, 64, 64, 64)

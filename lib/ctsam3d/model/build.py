@@ -11,6 +11,7 @@ from torch import nn
 from ctsam3d.model.appearance import Appearance
 from ctsam3d.model.cross_patch import CrossPatchPrompter
 from ctsam3d.model.decoder import Decoder
+from ctsam3d.model.detail import Detail
 from ctsam3d.model.encoder import RestEncoder, UnetEncoder
 from ctsam3d.model.modulation import PsapLayer, RffLayer
 from ctsam3d.model.sam3d import SAM3D
@@ -28,6 +29,8 @@ class NetworkConfig:
         centred: bring what a stage of the encoder gives to mean 0 and variance 1 over the patch, a channel at a time.
             The values of a narrow encoder otherwise drift to many times their spread, and hide it.
         appearance: channels of an embedding, see `Appearance`; 0 for none, as in the paper.
+        detail: channels that the last two stages of the decoder get from the image, see `Detail`; 0 for none, as in
+            the paper.
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -42,6 +45,7 @@ class NetworkConfig:
     cross_patch_frame: str = "own"
     centred: bool = False
     appearance: int = 0
+    detail: int = 0
 
     def __post_init__(self):
         if self.encoder not in ("rest", "unet"):
@@ -64,10 +68,22 @@ _NARROW_CROSS_PATCH = {"cross_patch_widths": (8, 16, 32, 64, 128), "cross_patch_
 PRESETS = {
     "base": NetworkConfig(),
     "small": NetworkConfig(
-        widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, centred=True, appearance=32, **_NARROW_CROSS_PATCH
+        widths=(24, 48, 96, 192),
+        decoder_width=64,
+        prompt_hidden=32,
+        centred=True,
+        appearance=32,
+        detail=16,
+        **_NARROW_CROSS_PATCH,
     ),
     "tiny": NetworkConfig(
-        widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, centred=True, appearance=32, **_NARROW_CROSS_PATCH
+        widths=(16, 32, 64, 128),
+        decoder_width=32,
+        prompt_hidden=16,
+        centred=True,
+        appearance=32,
+        detail=16,
+        **_NARROW_CROSS_PATCH,
     ),
 }
 
@@ -98,16 +114,17 @@ def build(
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
     width = config.decoder_width
     skips = (width // 2, width // 2, width // 2, width)
+    detail = Detail(config.detail) if config.detail else None
     if config.encoder == "rest":
         image_encoder = RestEncoder(
-            config.widths, config.blocks, config.heads, config.reductions, skips, centred=config.centred
+            config.widths, config.blocks, config.heads, config.reductions, skips, config.centred, detail
         )
     else:
-        image_encoder = UnetEncoder(config.widths, config.blocks, skips, centred=config.centred)
+        image_encoder = UnetEncoder(config.widths, config.blocks, skips, config.centred, detail)
     layer = PsapLayer if config.prompt == "psap" else RffLayer
     modulation = functools.partial(layer, hidden=config.prompt_hidden)
     appearance = Appearance(skips, config.appearance, width) if config.appearance else None
-    decoder = Decoder(width, modulation, config.prompt == "psap", appearance)
+    decoder = Decoder(width, modulation, config.prompt == "psap", appearance, config.detail)
     network = SAM3D(image_encoder, decoder, CrossPatchPrompter(config.cross_patch_widths), config)
     network.encoder.apply(_initialise)
     network.decoder.apply(_initialise)

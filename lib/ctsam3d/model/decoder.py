@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctsam3d.model.detail import unfold
 from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, resize
 
 
@@ -38,6 +39,7 @@ class Decoder(nn.Module):
         modulation: makes the prompted norm for a number of channels (`PsapLayer` or `RffLayer`).
         resize_prompts: whether prompts are brought to each stage's size before its block sees them.
         appearance: what likeness to the prompts adds at 1/4 (`Appearance`, to `width` channels), or None.
+        detail: channels that the first feature carries folded along (see `detail.py`), for the last two stages.
 
     Attributes:
         plain: call every layer as it stands also where no gradient is wanted.
@@ -51,18 +53,23 @@ class Decoder(nn.Module):
         modulation: Callable[[int], nn.Module],
         resize_prompts: bool = True,
         appearance: nn.Module | None = None,
+        detail: int = 0,
     ):
         super().__init__()
         self.resize_prompts, self.appearance = resize_prompts, appearance
         ins, outs = [width] * 4 + [width // 2], [width // 2] * 4 + [width // 4]
         self.blocks = nn.ModuleList(PromptedBlock(channels, modulation) for channels in ins)
-        self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(ins, outs))
+        self.detail = Conv3d(detail, width // 2, 1) if detail else None
+        rises = [*ins[:-1], ins[-1] + detail]  # the last one sees the detail once more, as it is
+        self.upscales = nn.ModuleList(upscale(a, b) for a, b in zip(rises, outs))
         self.head = Conv3d(outs[-1], 1, 3, padding=1)
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
         x = self.upscales[-2](self.coarse(features, prompts))  # (B, width / 2, D/2, H/2, W/2)
-        x = self._block(-1, x, prompts)
+        detail = None if self.detail is None else unfold(features[0][:, -8 * self.detail.in_channels :])
+        x = self._block(-1, x if detail is None else x + self.detail(detail), prompts)
+        x = x if detail is None else torch.cat([x, detail], dim=1)
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))
@@ -70,6 +77,8 @@ class Decoder(nn.Module):
 
     def coarse(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """What the first four stages make of `forward`'s arguments: (B, width, D/4, H/4, W/4), a third of its cost."""
+        if self.detail is not None:
+            features = (features[0][:, : -8 * self.detail.in_channels], *features[1:])
         *skips, x = features
         for stage in range(len(self.blocks) - 2):
             x = self.upscales[stage](self._block(stage, x, prompts))

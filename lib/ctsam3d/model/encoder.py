@@ -7,9 +7,11 @@ encoder of the paper's ablation (supplementary material).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ctsam3d.model.detail import fold
 from ctsam3d.model.layers import (
     LAYER_NORM_EPS,
     ChannelLayerNorm,
@@ -113,52 +115,69 @@ def rest_downsample(in_channels: int, channels: int) -> nn.Sequential:
     )
 
 
-class RestEncoder(nn.Module):
-    """3D ResT v2 with a 1x1x1 convolution after each stage that maps it to the decoder's width.
+class _Encoder(nn.Module):
+    """What both encoders share: stages, each with a 1x1x1 convolution to the decoder's width.
 
     Args:
-        widths, blocks, heads, reductions: one value a stage.
+        widths: channels of the four stages.
         skip_widths: channels of the four features that come out.
         centred: bring each channel of a stage to mean 0 and variance 1 over the patch.
+        detail: what the first feature carries along (`Detail`), or None.
     """
 
-    def __init__(self, widths, blocks, heads, reductions, skip_widths, centred: bool = False):
+    def __init__(self, widths, skip_widths, centred: bool, detail: nn.Module | None):
         super().__init__()
         self.centred = centred
-        embeds = [rest_stem(1, widths[0]), *(rest_downsample(a, b) for a, b in zip(widths, widths[1:]))]
-        self.stages = nn.ModuleList(map(RestStage, embeds, widths, blocks, heads, reductions))
         self.skips = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, skip_widths))
+        self.detail = detail
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32."""
-        features, x = [], image
+    def _features(self, image: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+        """image (B, 1, D, H, W) and what goes into the first stage to the four features."""
+        features = []
         for stage, skip in zip(self.stages, self.skips):
             x = instance_norm(stage(x)) if self.centred else stage(x)
             features.append(skip(x))
+        if self.detail is not None:
+            features[0] = torch.cat([features[0], fold(self.detail(image))], dim=1)
         return tuple(features)
 
 
-class UnetEncoder(nn.Module):
+class RestEncoder(_Encoder):
+    """3D ResT v2.
+
+    Args:
+        widths, blocks, heads, reductions: one value a stage.
+        skip_widths, centred, detail: see `_Encoder`.
+    """
+
+    def __init__(self, widths, blocks, heads, reductions, skip_widths, centred=False, detail=None):
+        super().__init__(widths, skip_widths, centred, detail)
+        embeds = [rest_stem(1, widths[0]), *(rest_downsample(a, b) for a, b in zip(widths, widths[1:]))]
+        self.stages = nn.ModuleList(map(RestStage, embeds, widths, blocks, heads, reductions))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+        """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32.
+
+        With detail of C channels, the first has 8 C more.
+        """
+        return self._features(image, image)
+
+
+class UnetEncoder(_Encoder):
     """Residual convolutions in place of transformer blocks; the same four features as `RestEncoder`."""
 
-    def __init__(self, widths, blocks, skip_widths, centred: bool = False):
-        super().__init__()
-        self.centred = centred
+    def __init__(self, widths, blocks, skip_widths, centred=False, detail=None):
+        super().__init__(widths, skip_widths, centred, detail)
         half = widths[0] // 2
         ins, self.stages = [half, *widths[:-1]], nn.ModuleList()
         self.stem = nn.Sequential(_conv_norm(1, half, 2), _ConvBlock(half))
         for channels_in, channels, depth in zip(ins, widths, blocks):
             layers = [_conv_norm(channels_in, channels, 2), *(_ConvBlock(channels) for _ in range(depth))]
             self.stages.append(nn.Sequential(*layers))
-        self.skips = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, skip_widths))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32."""
-        features, x = [], self.stem(image)
-        for stage, skip in zip(self.stages, self.skips):
-            x = instance_norm(stage(x)) if self.centred else stage(x)
-            features.append(skip(x))
-        return tuple(features)
+        """As `RestEncoder`'s."""
+        return self._features(image, self.stem(image))
 
 
 def _conv_norm(channels_in: int, channels: int, stride: int) -> nn.Sequential:
