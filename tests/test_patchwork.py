@@ -268,6 +268,16 @@ def test_islands_of_opened_patches_go_and_those_of_clicks_stay(monkeypatch):
     assert session.mask()[island.slices()].all()
 
 
+def test_an_expansion_does_not_leap_over_a_gap():
+    near, far = Box((40, 40, 0), (50, 50, 58)), Box((40, 40, 66), (50, 50, 104))
+    session = Session(Following(), scan(SHAPE, near, far))
+    session.click((45, 45, 20))
+    assert session.mask()[near.slices()].all() and not session.mask()[far.slices()].any()
+    assert session.expansion.segmented == 0 < session.expansion.rejected
+    session.click((45, 45, 90))
+    assert session.mask()[far.slices()].all()
+
+
 def test_an_identity_stitches_to_the_identity_through_expansions(monkeypatch):
     """Whatever patches are opened, and in whatever order they lie, the image comes back, bit for bit."""
     rng = np.random.default_rng(0)

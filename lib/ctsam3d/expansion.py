@@ -196,11 +196,13 @@ def agrees(patch: Patch, others: Sequence[Patch]) -> bool:
     return both >= AGREEMENT * total
 
 
-def without_islands(probability: np.ndarray, seed_zyx: Zyx, previous: np.ndarray) -> np.ndarray:
-    """`probability` (D, H, W), zero in the parts of its mask that neither hold the seed nor touch the previous mask."""
+def without_islands(probability: np.ndarray, previous: np.ndarray) -> np.ndarray:
+    """`probability` (D, H, W), zero in the parts of its mask that do not touch the previous mask.
+
+    An expansion follows a structure and does not leap.
+    """
     parts, count = _parts(probability > 0.5)
     kept = np.zeros(count + 1, bool)
-    kept[parts[seed_zyx]] = True
     kept[parts[previous > 0.5]] = True
     kept[0] = True
     return np.where(kept[parts], probability, np.zeros_like(probability))

@@ -362,7 +362,9 @@ class Patchwork:
         others = [own for own in state.patches if own.source or own is source]  # clicks decide elsewhere
         if not new.mask[seed] or not agrees(new, others):
             return None
-        probability = expansion.without_islands(new.probability, seed, blend(state.patches, box))
+        probability = expansion.without_islands(new.probability, blend(state.patches, box))
+        if not probability[seed] > 0.5:  # where neither shows anything in their overlap, they agree
+            return None
         return dataclasses.replace(new, probability=lasting(probability), source=source.box_zyx)
 
 
