@@ -67,9 +67,11 @@ class Decoder(nn.Module):
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
         x = self.upscales[-2](self.coarse(features, prompts))  # (B, width / 2, D/2, H/2, W/2)
-        detail = None if self.detail is None else unfold(features[0][:, -8 * self.detail.in_channels :])
-        x = self._block(-1, x if detail is None else x + self.detail(detail), prompts)
-        x = x if detail is None else torch.cat([x, detail], dim=1)
+        if self.detail is None:
+            x = self._block(-1, x, prompts)
+        else:
+            detail = unfold(features[0][:, -8 * self.detail.in_channels :])  # (B, detail, D/2, H/2, W/2)
+            x = torch.cat([self._block(-1, x + self.detail(detail), prompts), detail], dim=1)
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
             return self.head(self.upscales[-1](x))

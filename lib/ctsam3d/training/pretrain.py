@@ -222,7 +222,8 @@ class _Pretraining:
             raise ValueError(f"preset must be of a network with embeddings, got {drawn.preset!r}")
         self.network.to(device, memory_format=torch.channels_last_3d).train()
         self.head = LikenessHead().to(device)
-        self.parameters = [*self.network.encoder.parameters(), *self.network.decoder.appearance.embedding_parameters()]
+        encoder = [p for name, p in self.network.encoder.named_parameters() if not name.startswith("detail.")]  # unused
+        self.parameters = [*encoder, *self.network.decoder.appearance.embedding_parameters()]
         groups = [
             {"params": self.parameters, "rate": 1.0},
             {"params": list(self.head.parameters()), "rate": config.head_rate},
