@@ -60,9 +60,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", default="cpu", help="cpu or cuda; under torchrun every process takes its own GPU")
     parser.add_argument("--workers", type=int, help="processes that cut patches (default: 0 on a CPU, else 8)")
     parser.add_argument("--save-every", type=int, default=50, help="steps between two states")
-    parser.add_argument("--weights", type=Path, help="a .safetensors file to start from")
+    parser.add_argument("--weights", help="a .safetensors file, or packaged weights by name, to start from")
     parser.add_argument("--half", action="store_true", help="store the weights in half precision")
     return parser
+
+
+def _path(weights: str) -> Path:
+    return Path(weights) if weights.endswith(".safetensors") else checkpoint.packaged_path(weights)
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -88,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
                 device=device,
                 workers=arguments.workers,
                 save_every=arguments.save_every,
-                initial=checkpoint.load(arguments.weights) if arguments.weights else None,
+                initial=checkpoint.load(_path(arguments.weights)) if arguments.weights else None,
                 half=arguments.half,
             )
     except (ValueError, OSError) as error:

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from tests.following import SHAPE, TUBE, Following, scan, tube_session
 
-from ctsam3d import expansion
-from ctsam3d.expansion import blend
+from ctsam3d import expansion, patchwork
+from ctsam3d.expansion import Patch, blend
+from ctsam3d.patchwork import State
 from ctsam3d.resample import crop_hu
 from ctsam3d.session import Session
 from ctsam3d.volume import Box, Volume
@@ -230,6 +231,38 @@ def test_what_followed_from_a_mask_that_was_wrong_goes_with_it(monkeypatch):
     assert np.array_equal(session.mask(), truth)
 
 
+def test_what_another_patch_leads_to_stays_and_so_does_what_followed_from_there(monkeypatch):
+    """A new mask of `clicked` does not lead to `child` any more; `other` does, and `child` to `grandchild`."""
+    session, _ = tube_session()
+    boxes = [Box((40, 40, z), (104, 104, z + 64)) for z in (0, 40, 80)] + [Box((0, 40, 40), (64, 104, 104))]
+    empty = np.zeros((64, 64, 64), np.float16)
+    clicked, child, grandchild, other = (Patch(box, empty, empty) for box in boxes)
+    child = dataclasses.replace(child, source=clicked.box_zyx)
+    grandchild = dataclasses.replace(grandchild, source=child.box_zyx)
+    new = dataclasses.replace(clicked, seed_zyx=(1, 2, 3))
+    leads = {(clicked, child.box_zyx), (other, child.box_zyx)}
+
+    def follows(one, patch):
+        return (patch, one.box_zyx) in leads or (patch.box_zyx, one.box_zyx) == (child.box_zyx, grandchild.box_zyx)
+
+    monkeypatch.setattr(patchwork, "_follows", follows)
+    monkeypatch.setattr(session._patchwork, "_neighbours", lambda patch: boxes)
+    state = State(patches=(grandchild, child, other, new))
+    left = session._patchwork._without_followers(state, clicked, new).patches
+    assert [patch.box_zyx for patch in left] == [own.box_zyx for own in state.patches]
+    assert [patch.source for patch in left] == [child.box_zyx, other.box_zyx, None, None]
+
+
+def test_views_of_a_mirror_are_for_clicks_alone(monkeypatch):
+    session, _ = tube_session()
+    segmenter, asked = session._patchwork._segmenter, []
+    features = segmenter.features
+    note = lambda volume, box, crop, mirrored: (asked.append(mirrored), features(volume, box, crop, mirrored))[1]  # noqa: E731
+    monkeypatch.setattr(segmenter, "features", note)
+    session.click((45, 45, 20))
+    assert asked[0] and len(asked) > 3 and not any(asked[1:])
+
+
 def test_a_later_click_recomputes_only_what_it_touches():
     session, _ = tube_session()
     session.click((45, 45, 20))
@@ -273,7 +306,6 @@ def test_an_expansion_does_not_leap_over_a_gap():
     session = Session(Following(), scan(SHAPE, near, far))
     session.click((45, 45, 20))
     assert session.mask()[near.slices()].all() and not session.mask()[far.slices()].any()
-    assert session.expansion.segmented == 0 < session.expansion.rejected
     session.click((45, 45, 90))
     assert session.mask()[far.slices()].all()
 

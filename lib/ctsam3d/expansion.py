@@ -197,7 +197,7 @@ def agrees(patch: Patch, others: Sequence[Patch]) -> bool:
 
 
 def without_islands(probability: np.ndarray, previous: np.ndarray) -> np.ndarray:
-    """`probability` (D, H, W), zero in the parts of its mask that do not touch the previous mask.
+    """`probability` (D, H, W), zero in the parts of its mask that share no voxel with the previous mask.
 
     An expansion follows a structure and does not leap.
     """

@@ -145,7 +145,8 @@ class Patchwork:
         for old in holding:
             if old.source and old.mask[_inside(voxel_zyx, old.box_zyx)]:
                 new = self._segment(state, old.box_zyx, watch, old.seed_zyx)
-                new = new and dataclasses.replace(new, source=old.source)
+                others = [patch for patch in state.patches if patch is not old]
+                new = new and _joined(_without_barred(new, state), others, old.source)
                 patches = (new if patch is old else patch for patch in state.patches)
                 state = dataclasses.replace(state, patches=tuple(patch for patch in patches if patch))
         return state
@@ -186,7 +187,7 @@ class Patchwork:
         places = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if click.positive]
         wrong = [self.grid.voxel_zyx(click.ijk) for click in state.clicks if not click.positive]
         clicked = [p for p in state.patches if p.source is None and any(p.box_zyx.contains(v) for v in places)]
-        own = dataclasses.replace(state.expansion, ended=expansion.TAKEN_BACK, queue=())
+        own = dataclasses.replace(state.expansion, ended=expansion.TAKEN_BACK, queue=(), early=())
         state = dataclasses.replace(state, patches=tuple(clicked), expansion=own)
         for old in clicked:
             if any(old.box_zyx.contains(v) and old.mask[_inside(v, old.box_zyx)] for v in wrong):
@@ -204,7 +205,7 @@ class Patchwork:
             if _follows(child, old) and not _follows(child, new):
                 gone |= {child.box_zyx, *expansion.descendants(child.box_zyx, state.patches)}
         kept = [patch for patch in state.patches if patch.box_zyx not in gone]
-        for patch in state.patches:
+        for patch in reversed(state.patches):  # who leads before who follows
             if patch.box_zyx in gone:
                 near = (p for p in kept if p is not new and patch.box_zyx in self._neighbours(p))
                 other = next((p for p in near if _follows(patch, p)), None)
@@ -352,20 +353,13 @@ class Patchwork:
 
     def _opened(self, state: State, source: Patch, box: Box, seed_zyx: Zyx, watch: Stopwatch) -> Patch | None:
         """The patch that P's click opens; None where it is none of the structure's."""
-        barred = state.expansion.barred
-        if self._contradicted(seed_zyx, state) or any(own.holds(seed_zyx) for own in barred):
+        if self._contradicted(seed_zyx, state) or any(own.holds(seed_zyx) for own in state.expansion.barred):
             return None
-        new, seed = self._segment(state, box, watch, seed_zyx, opening=True), _inside(seed_zyx, box)
-        for own in barred:
-            if not own.box_zyx.intersection(box).empty:
-                new = new.without(own.on(box))
+        new = _without_barred(self._segment(state, box, watch, seed_zyx, opening=True), state)
         others = [own for own in state.patches if own.source or own is source]  # clicks decide elsewhere
-        if not new.mask[seed] or not agrees(new, others):
+        if not new.mask[_inside(seed_zyx, box)] or not agrees(new, others):
             return None
-        probability = expansion.without_islands(new.probability, blend(state.patches, box))
-        if not probability[seed] > 0.5:  # where neither shows anything in their overlap, they agree
-            return None
-        return dataclasses.replace(new, probability=lasting(probability), source=source.box_zyx)
+        return _joined(new, state.patches, source.box_zyx)
 
 
 def _next_in_queue(state: State, most: int) -> tuple[Box, list[Box]]:
@@ -377,6 +371,25 @@ def _next_in_queue(state: State, most: int) -> tuple[Box, list[Box]]:
             break
         found.append(box)
     return source, found
+
+
+def _without_barred(patch: Patch, state: State) -> Patch:
+    """A patch without what negative clicks have cut off for good."""
+    for own in state.expansion.barred:
+        if not own.box_zyx.intersection(patch.box_zyx).empty:
+            patch = patch.without(own.on(patch.box_zyx))
+    return patch
+
+
+def _joined(patch: Patch, others: Sequence[Patch], source: Box) -> Patch | None:
+    """A patch as an expansion opens it from another one, without islands; None where nothing is left of its mask.
+
+    Islands matter here, as masks agree where neither shows anything in their overlap.
+    """
+    probability = expansion.without_islands(patch.probability, blend(others, patch.box_zyx))
+    if not (probability > 0.5).any():
+        return None
+    return dataclasses.replace(patch, probability=lasting(probability), source=source)
 
 
 def _follows(child: Patch, patch: Patch) -> bool:

@@ -132,6 +132,7 @@ class Segmenter:
             crop: gives the patch in HU where its features are not there.
             mirrored: see `encode`.
         """
+        mirrored = mirrored and bool(self.info.feedback)
         return self._features.get(volume, (box_zyx, mirrored), lambda: self.encode(crop(), mirrored))
 
     @torch.inference_mode()
@@ -211,14 +212,16 @@ class _FeatureCache:
                 self._entries[key] = features
                 self._bytes += _nbytes(features)
             while self._bytes > self._max_bytes and len(self._entries) > 1:
-                self._bytes -= _nbytes(self._entries.popitem(last=False)[1])
+                gone = _nbytes(self._entries.popitem(last=False)[1])  # a finaliser may change the sum while this runs
+                self._bytes -= gone
         return features
 
     def forget(self, scan: int) -> None:
         with self._lock:
             self._scans.discard(scan)
             for key in [key for key in self._entries if key[0] == scan]:
-                self._bytes -= _nbytes(self._entries.pop(key))
+                gone = _nbytes(self._entries.pop(key))
+                self._bytes -= gone
 
 
 def _forget(cache: weakref.ref, scan: int) -> None:

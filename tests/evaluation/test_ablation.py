@@ -81,7 +81,7 @@ def test_variants_begin_alike_and_go_on(data, tmp_path):
     table = ablate([volumes], test, tmp_path / "out", **options)
     own = [checkpoint.load(tmp_path / "out" / v.name / "seed_0" / "start.safetensors").network for v in VARIANTS[:2]]
     assert [network.config.prompt for network in own] == ["psap", "rff"]
-    assert all(network.config.appearance == 0 for network in own)
+    assert all((network.config.appearance, network.config.detail) == (0, 0) for network in own)
     packaged = checkpoint.load(checkpoint.packaged_path()).network
     for network in own:
         pairs = zip(network.cross_patch.parameters(), packaged.cross_patch.parameters(), strict=True)

@@ -71,6 +71,16 @@ def test_weights_know_all_that_they_were_trained_on_before(tmp_path, sources, tr
     assert checkpoint.load(run.weights_path).notes["data"] == ["a_scan", "boxes"]
 
 
+def test_passes_of_a_session_outlive_a_run_without_feedback(tmp_path, sources, trained):
+    initial = checkpoint.load(trained[0] / "model.safetensors")
+    for feedback, expected in ((0, 0), (2, 2)):
+        own = dataclasses.replace(initial, feedback=feedback)
+        run = Run(sources, QUICK, tmp_path / str(feedback), initial=own)
+        run.out.mkdir()
+        run._save_weights()
+        assert checkpoint.load(run.weights_path).feedback == expected
+
+
 def test_an_interrupted_run_ends_like_one_that_was_not(tmp_path, sources, trained):
     part = Run(sources, QUICK, tmp_path)
     part.resume()

@@ -154,7 +154,7 @@ def _start(variant: Variant, config: TrainingConfig, packaged: Checkpoint, path:
     """Fresh weights of S, the packaged ones of P; written once, so that a run that goes on finds the same."""
     if not path.is_file():
         torch.manual_seed(config.seed)
-        paper = dataclasses.replace(PRESETS["tiny"], appearance=0)
+        paper = dataclasses.replace(PRESETS["tiny"], appearance=0, detail=0)
         network = build(paper, encoder=variant.encoder, prompt=variant.prompt)
         network.cross_patch.load_state_dict(packaged.network.cross_patch.state_dict())
         start = Checkpoint(

@@ -36,9 +36,9 @@ class Appearance(nn.Module):
         return [*self.inputs.parameters(), *self.mix.parameters()]
 
     def embed(self, features: tuple[Tensor, ...]) -> Tensor:
-        """Four features to embeddings (B, channels, D/4, H/4, W/4) of length 1; detail behind the first is not used."""
+        """Four features, without detail, to embeddings (B, channels, D/4, H/4, W/4) of length 1."""
         size = features[0].shape[2:]
-        x = sum(resize(layer(feature[:, : layer.in_channels]), size) for layer, feature in zip(self.inputs, features))
+        x = sum(resize(layer(feature), size) for layer, feature in zip(self.inputs, features))
         return F.normalize(self.mix(F.gelu(instance_norm(x))), dim=1)
 
     def likeness(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:

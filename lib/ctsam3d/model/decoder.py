@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ctsam3d.model.detail import unfold
+from ctsam3d.model.detail import split
 from ctsam3d.model.layers import ChannelLayerNorm, Conv3d, resize
 
 
@@ -66,11 +66,14 @@ class Decoder(nn.Module):
 
     def forward(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """features at 1/4, 1/8, 1/16, 1/32 of prompts (B, 3, D, H, W); returns logits (B, 1, D, H, W)."""
+        detail = None
+        if self.detail is not None:
+            first, detail = split(features[0], self.detail.in_channels)  # detail: (B, C, D/2, H/2, W/2)
+            features = (first, *features[1:])
         x = self.upscales[-2](self.coarse(features, prompts))  # (B, width / 2, D/2, H/2, W/2)
-        if self.detail is None:
+        if detail is None:
             x = self._block(-1, x, prompts)
         else:
-            detail = unfold(features[0][:, -8 * self.detail.in_channels :])  # (B, detail, D/2, H/2, W/2)
             x = torch.cat([self._block(-1, x + self.detail(detail), prompts), detail], dim=1)
         wide = self.head.in_channels >= _MANY_CHANNELS and x.device.type == "cpu"
         if self.plain or torch.is_grad_enabled() or not wide:
@@ -78,9 +81,7 @@ class Decoder(nn.Module):
         return _upscale_and_head(x, self.upscales[-1], self.head)
 
     def coarse(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
-        """What the first four stages make of `forward`'s arguments: (B, width, D/4, H/4, W/4), a third of its cost."""
-        if self.detail is not None:
-            features = (features[0][:, : -8 * self.detail.in_channels], *features[1:])
+        """The first four stages, a third of the cost: features without detail to (B, width, D/4, H/4, W/4)."""
         *skips, x = features
         for stage in range(len(self.blocks) - 2):
             x = self.upscales[stage](self._block(stage, x, prompts))

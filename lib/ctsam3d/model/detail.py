@@ -18,8 +18,8 @@ class Detail(nn.Module):
 
     def __init__(self, channels: int):
         super().__init__()
-        self.shrink = Conv3d(1, channels, 4, stride=2, padding=1)
-        self.mix = Conv3d(channels, channels, 3, padding=1)
+        self.shrink = Conv3d(1, channels, 4, stride=2, padding=1, bias=False)  # the norms would take a bias away
+        self.mix = Conv3d(channels, channels, 3, padding=1, bias=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, 1, D, H, W) to (B, C, D/2, H/2, W/2)."""
@@ -32,6 +32,12 @@ def fold(x: Tensor) -> Tensor:
     depth, height, width = (v // 2 for v in size)
     split = x.reshape(batch, channels, depth, 2, height, 2, width, 2)
     return split.permute(0, 1, 3, 5, 7, 2, 4, 6).reshape(batch, 8 * channels, depth, height, width)
+
+
+def split(feature: Tensor, channels: int) -> tuple[Tensor, Tensor]:
+    """The feature at a quarter, and the detail of so many channels that is folded behind it, (B, C, 2D, 2H, 2W)."""
+    own = feature.shape[1] - 8 * channels
+    return feature[:, :own], unfold(feature[:, own:])
 
 
 def unfold(x: Tensor) -> Tensor:

@@ -131,13 +131,13 @@ class _Encoder(nn.Module):
         self.skips = nn.ModuleList(nn.Conv3d(a, b, 1) for a, b in zip(widths, skip_widths))
         self.detail = detail
 
-    def _features(self, image: Tensor, x: Tensor) -> tuple[Tensor, ...]:
+    def _features(self, image: Tensor, x: Tensor, detail: bool) -> tuple[Tensor, ...]:
         """image (B, 1, D, H, W) and what goes into the first stage to the four features."""
         features = []
         for stage, skip in zip(self.stages, self.skips):
             x = instance_norm(stage(x)) if self.centred else stage(x)
             features.append(skip(x))
-        if self.detail is not None:
+        if detail and self.detail is not None:
             features[0] = torch.cat([features[0], fold(self.detail(image))], dim=1)
         return tuple(features)
 
@@ -155,12 +155,13 @@ class RestEncoder(_Encoder):
         embeds = [rest_stem(1, widths[0]), *(rest_downsample(a, b) for a, b in zip(widths, widths[1:]))]
         self.stages = nn.ModuleList(map(RestStage, embeds, widths, blocks, heads, reductions))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, detail: bool = True) -> tuple[Tensor, ...]:
         """image (B, 1, D, H, W) to four features (B, skip_widths[n], D/s, H/s, W/s), s = 4, 8, 16, 32.
 
-        With detail of C channels, the first has 8 C more.
+        Args:
+            detail: whether the first carries the detail along, 8 times as many channels as `Detail` has.
         """
-        return self._features(image, image)
+        return self._features(image, image, detail)
 
 
 class UnetEncoder(_Encoder):
@@ -175,9 +176,9 @@ class UnetEncoder(_Encoder):
             layers = [_conv_norm(channels_in, channels, 2), *(_ConvBlock(channels) for _ in range(depth))]
             self.stages.append(nn.Sequential(*layers))
 
-    def forward(self, image: Tensor) -> tuple[Tensor, ...]:
+    def forward(self, image: Tensor, detail: bool = True) -> tuple[Tensor, ...]:
         """As `RestEncoder`'s."""
-        return self._features(image, self.stem(image))
+        return self._features(image, self.stem(image), detail)
 
 
 def _conv_norm(channels_in: int, channels: int, stride: int) -> nn.Sequential:

@@ -42,7 +42,7 @@ def conv3d_by_planes(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
     m2 = (d2 - d1) (g0 - g1 + g2) / 2, m3 = (d1 - d3) g2.
 
     Args:
-        x: float32 (B, C, D, H, W) with an even D.
+        x: float32 or bfloat16 (B, C, D, H, W) with an even D.
         weight: (C', C, 3, 3, 3).
     """
     batch, _, depth, height, width = x.shape

@@ -28,9 +28,13 @@ class SAM3D(nn.Module):
         self.cross_patch = cross_patch
         self.config = config
 
-    def encode(self, image: Tensor) -> tuple[Tensor, ...]:
-        """image (B, 1, D, H, W) to four features at 1/4, 1/8, 1/16 and 1/32 of its size."""
-        return self.encoder(image)
+    def encode(self, image: Tensor, detail: bool = True) -> tuple[Tensor, ...]:
+        """image (B, 1, D, H, W) to four features at 1/4, 1/8, 1/16 and 1/32 of its size.
+
+        Args:
+            detail: whether the first carries `Detail` along, where the network has it; `decode` needs it.
+        """
+        return self.encoder(image, detail)
 
     def decode(self, features: tuple[Tensor, ...], prompts: Tensor) -> Tensor:
         """Features of `encode` and prompts (B, 3, D, H, W) = [P, N, Y] (see `prompts.py`) to logits (B, 1, D, H, W)."""

@@ -138,9 +138,14 @@ def train_default(
         RunError: `out` holds a run of another recipe.
     """
     out = Path(out)
-    volumes = VolumeCache(out / "volumes")
-    folders = make_data(real, out / "data", recipe, makers)
-    groups = [load_group(folder, volumes) for folder in folders]
+
+    def load() -> list:
+        volumes = VolumeCache(out / "volumes")
+        return [load_group(folder, volumes) for folder in make_data(real, out / "data", recipe, makers)]
+
+    groups = load() if processes.rank() == 0 else None  # makes what is not there
+    processes.gather(0)
+    groups = groups or load()
     refuse_held_out(volume.name for group in groups for volume in group)
     sources = [Source(group, share) for group, share in zip(groups, recipe.shares)]
     weights = pretrain(sources, recipe.pretraining, recipe.config, out / "encoder", device=device)

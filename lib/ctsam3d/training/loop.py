@@ -163,6 +163,7 @@ class Run:
         self.initial_sha256 = initial.sha256 if initial else None
         self.initial_data = initial.notes.get("data", ()) if initial else ()
         self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
+        self.feedback = FEEDBACK_PASSES if config.feedback else initial.feedback if initial else 0
         self.notes, self.half, self.device = notes or {}, half, torch.device(device)
         self.pairs = config.batch_size * config.accumulate * processes.count()  # a step
         self.pairs_per_epoch = pairs_per_epoch(sources, config)
@@ -278,7 +279,8 @@ class Run:
         """What a run must have in common with the one it resumes: configuration, volumes, initial weights."""
         volumes = [[source.share, [volume.content for volume in source.volumes]] for source in self.sources]
         config = dataclasses.asdict(self.config)
-        return json.dumps({"config": config, "pairs": self.pairs, "volumes": volumes, "initial": self.initial_sha256})
+        run = {"config": config, "pairs": self.pairs, "volumes": volumes, "initial": self.initial_sha256}
+        return json.dumps({**run, "network": self.network.config.as_dict()})
 
     def _save_weights(self) -> None:
         volumes = [volume for source in self.sources for volume in source.volumes]
@@ -287,9 +289,15 @@ class Run:
         notes = {**self.notes, "data": data, "training": training}
         version = f"{self.config.preset or 'trained'}-step{self.step}"
         labels = tuple(sorted(set(itertools.chain.from_iterable(volume.structures for volume in volumes))))
-        feedback = FEEDBACK_PASSES if self.config.feedback else 0
         content = checkpoint.Checkpoint(
-            self.network, self.config.hu_window, SPACING_MM, labels, version, feedback, self.peak_threshold, notes=notes
+            self.network,
+            self.config.hu_window,
+            SPACING_MM,
+            labels,
+            version,
+            self.feedback,
+            self.peak_threshold,
+            notes=notes,
         )
         checkpoint.save(self.weights_path, content, half=self.half)
 

@@ -217,12 +217,14 @@ class _Pretraining:
     def __init__(self, sources, config: PretrainingConfig, drawn: TrainingConfig, path: Path, device: torch.device):
         self.config, self.path, self.device, self.step = config, path, device, 0
         torch.manual_seed(drawn.seed)
-        self.network = build(drawn.preset, encoder=drawn.encoder, cross_patch_frame=drawn.cross_patch_frame)
+        self.network = build(
+            drawn.preset, encoder=drawn.encoder, prompt=drawn.prompt, cross_patch_frame=drawn.cross_patch_frame
+        )
         if self.network.decoder.appearance is None:
             raise ValueError(f"preset must be of a network with embeddings, got {drawn.preset!r}")
         self.network.to(device, memory_format=torch.channels_last_3d).train()
         self.head = LikenessHead().to(device)
-        encoder = [p for name, p in self.network.encoder.named_parameters() if not name.startswith("detail.")]  # unused
+        encoder = [p for name, p in self.network.encoder.named_parameters() if not name.startswith("detail.")]
         self.parameters = [*encoder, *self.network.decoder.appearance.embedding_parameters()]
         groups = [
             {"params": self.parameters, "rate": 1.0},
@@ -231,6 +233,7 @@ class _Pretraining:
         self.optimiser = torch.optim.AdamW(groups, config.learning_rate, weight_decay=config.weight_decay)
         volumes = [[source.share, [volume.content for volume in source.volumes]] for source in sources]
         configs = {"config": dataclasses.asdict(config), "drawn": dataclasses.asdict(drawn)}
+        configs["network"] = self.network.config.as_dict()
         self.identity = json.dumps({**configs, "processes": processes.count(), "volumes": volumes})
 
     def learn(self, batch: AnchorBatch) -> float:
@@ -238,7 +241,7 @@ class _Pretraining:
         for group in self.optimiser.param_groups:
             group["lr"] = self.config.learning_rate_at(self.step) * group["rate"]
         image, occupancy, anchor = (part.to(self.device) for part in batch)
-        features = self.network.encode(image.contiguous(memory_format=torch.channels_last_3d))
+        features = self.network.encode(image.contiguous(memory_format=torch.channels_last_3d), detail=False)
         loss = anchor_loss(self.head(self.network.decoder.appearance.embed(features), anchor), occupancy)
         if not torch.isfinite(loss):
             raise FloatingPointError(f"loss must stay finite, got {loss.item()}")

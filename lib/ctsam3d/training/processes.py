@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import os
 from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, distributed
+
+PATIENCE = datetime.timedelta(hours=12)  # that processes wait for one that makes what all need
 
 
 def rank() -> int:
@@ -51,7 +54,7 @@ def process_group(device: str) -> Iterator[str]:
     if cuda:
         device = f"cuda:{os.environ['LOCAL_RANK']}"
         torch.cuda.set_device(device)
-    distributed.init_process_group("nccl" if cuda else "gloo")
+    distributed.init_process_group("nccl" if cuda else "gloo", timeout=PATIENCE)
     try:
         yield device
     finally:

@@ -128,7 +128,9 @@ class PairNetwork(nn.Module):
         """S's logits (n, 1, D, H, W), or the coarse head's."""
         if not coarse:
             return self.network(image, prompts)
-        return self.coarse_head(self.network.decoder.coarse(self.network.encode(image), prompts), prompts.shape[2:])
+        return self.coarse_head(
+            self.network.decoder.coarse(self.network.encode(image, detail=False), prompts), prompts.shape[2:]
+        )
 
     def forward(
         self,
