@@ -1,6 +1,7 @@
 """CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
 
-Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf labels a,b,c``, ``--conf expand_seconds 1.0``,
+Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf precision auto|float32``, ``--conf labels a,b,c``,
+``--conf expand_seconds 1.0``,
 ``--conf token_file PATH``, ``--conf max_upload_mb 2000``, ``--conf max_scan_mb 2000``, ``--conf lease_minutes 240``.
 """
 
