@@ -255,7 +255,9 @@ def test_a_coarse_step_is_graded_at_a_quarter(network, decoded):
     logits, losses = rounds.forward(own, prompts)
     (losses["focal"] + losses["dice"]).backward()
     assert decoded == [] and prompts[:, 2].any()
-    cells = own.coarse_head.out(own.network.decoder.coarse(own.network.encode(rounds.image[rounds.segmented]), prompts))
+    cells = own.coarse_head.out(
+        own.network.decoder.coarse(own.network.encode(rounds.image[rounds.segmented], detail=False), prompts)
+    )
     assert cells.shape == (2, 1, 16, 16, 16)
     assert torch.allclose(logits, F.interpolate(cells, scale_factor=4, mode="trilinear"), atol=1e-4)
     decoder = own.network.decoder
