@@ -65,10 +65,6 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _path(weights: str) -> Path:
-    return Path(weights) if weights.endswith(".safetensors") else checkpoint.packaged_path(weights)
-
-
 def main(argv: list[str] | None = None) -> None:
     """Read the command line and make one library call."""
     parser = _parser()
@@ -92,7 +88,7 @@ def main(argv: list[str] | None = None) -> None:
                 device=device,
                 workers=arguments.workers,
                 save_every=arguments.save_every,
-                initial=checkpoint.load(_path(arguments.weights)) if arguments.weights else None,
+                initial=checkpoint.load(checkpoint.path_of(arguments.weights)) if arguments.weights else None,
                 half=arguments.half,
             )
     except (ValueError, OSError) as error:

@@ -177,6 +177,16 @@ def test_import_weights_says_what_it_took(folder, capsys, tmp_path, monkeypatch)
         assert part in printed
 
 
+def test_combine_weights_puts_packaged_ones_beside_each_other(capsys, tmp_path):
+    out = tmp_path / "both.safetensors"
+    script("combine_weights").main(["tiny-next", "default", "--out", str(out), "--version", "both"])
+    assert str(out) in capsys.readouterr().out
+    loaded = checkpoint.load(out)
+    assert loaded.version == "both" and len(loaded.network.config.beside) == 1 and loaded.feedback == 2
+    assert "two or more, got 1" in refused("combine_weights", capsys, "default", "--out", out)
+    assert "'nowhere'" in refused("combine_weights", capsys, "default", "nowhere", "--out", out)
+
+
 def test_import_weights_names_what_is_wrong(capsys, tmp_path):
     out = ["--out", tmp_path / "w.safetensors"]
     assert "nowhere.pth" in refused("import_weights", capsys, tmp_path / "nowhere.pth", *out)

@@ -7,7 +7,8 @@ import hashlib
 import json
 import os
 import warnings
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 
@@ -164,6 +165,41 @@ def _from_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str], sourc
         sha256=digest,
         notes=json.loads(metadata["notes"]),
     )
+
+
+def combined(checkpoints: Sequence[Checkpoint], version: str) -> Checkpoint:
+    """Networks beside each other whose logits are averaged (`model/members.py`); P and its threshold are the first's.
+
+    Raises:
+        ValueError: fewer than two, another HU window, spacing or number of feedback passes than the first's, or
+            networks that have others beside them already.
+    """
+    if len(checkpoints) < 2:
+        raise ValueError(f"checkpoints must be two or more, got {len(checkpoints)}")
+    first = checkpoints[0]
+    for name in ("hu_window", "spacing_mm", "feedback"):
+        values = [getattr(own, name) for own in checkpoints]
+        if len(set(values)) > 1:
+            raise ValueError(f"checkpoints must have one {name}, got {values}")
+    network = build(replace(first.network.config, beside=tuple(own.network.config for own in checkpoints[1:])))
+    for part in ("encoder", "decoder"):
+        for member, own in zip(getattr(network, part).members, checkpoints):
+            member.load_state_dict(getattr(own.network, part).state_dict())
+    network.cross_patch.load_state_dict(first.network.cross_patch.state_dict())
+    labels = tuple(sorted({label for own in checkpoints for label in own.labels}))
+    data = sorted({name for own in checkpoints for name in own.notes.get("data", ())})
+    notes = {"data": data, "members": [{"version": own.version, "sha256": own.sha256} for own in checkpoints]}
+    return replace(first, network=network.eval(), labels=labels, version=version, sha256="", notes=notes)
+
+
+def path_of(weights: str | os.PathLike) -> Path:
+    """The path of a .safetensors file, or of packaged weights by their name.
+
+    Raises:
+        FileNotFoundError: no weights of that name are packaged.
+    """
+    name = os.fspath(weights)
+    return Path(name) if name.endswith(".safetensors") else packaged_path(name)
 
 
 def packaged_path(name: str = "default") -> Path:

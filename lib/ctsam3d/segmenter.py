@@ -46,9 +46,7 @@ def load(weights: str | os.PathLike = "default", device: str = "cpu", precision:
         raise ValueError(f"device must be 'cpu' or 'cuda[:n]', got {device!r}") from error
     if device.type not in ("cpu", "cuda") or (device.type == "cuda" and not torch.cuda.is_available()):
         raise ValueError(f"device must be 'cpu' or an available 'cuda[:n]', got {str(device)!r}")
-    name = os.fspath(weights)
-    path = name if name.endswith(".safetensors") else checkpoint.packaged_path(name)
-    return Segmenter(checkpoint.load(path), device, precision)
+    return Segmenter(checkpoint.load(checkpoint.path_of(weights)), device, precision)
 
 
 def click_passes(feedback: int) -> int:

@@ -13,6 +13,7 @@ from ctsam3d.model.cross_patch import CrossPatchPrompter
 from ctsam3d.model.decoder import Decoder
 from ctsam3d.model.detail import Detail
 from ctsam3d.model.encoder import RestEncoder, UnetEncoder
+from ctsam3d.model.members import MemberDecoders, MemberEncoders
 from ctsam3d.model.modulation import PsapLayer, RffLayer
 from ctsam3d.model.sam3d import SAM3D
 
@@ -31,6 +32,7 @@ class NetworkConfig:
         appearance: channels of an embedding, see `Appearance`; 0 for none, as in the paper.
         detail: channels that the last two stages of the decoder get from the image, see `Detail`; 0 for none, as in
             the paper.
+        beside: further networks whose logits are averaged with this one's (`members.py`); their P says nothing.
     """
 
     widths: tuple[int, ...] = (96, 192, 384, 768)
@@ -46,6 +48,7 @@ class NetworkConfig:
     centred: bool = False
     appearance: int = 0
     detail: int = 0
+    beside: tuple[NetworkConfig, ...] = ()
 
     def __post_init__(self):
         if self.encoder not in ("rest", "unet"):
@@ -54,6 +57,8 @@ class NetworkConfig:
             raise ValueError(f"prompt must be 'psap' or 'rff', got {self.prompt!r}")
         if self.cross_patch_frame not in ("own", "neighbour"):
             raise ValueError(f"cross_patch_frame must be 'own' or 'neighbour', got {self.cross_patch_frame!r}")
+        if any(other.beside for other in self.beside):
+            raise ValueError("beside must be of networks that have none beside them, got one that has")
 
     def as_dict(self) -> dict:
         return dataclasses.asdict(self)
@@ -61,7 +66,20 @@ class NetworkConfig:
     @classmethod
     def from_dict(cls, values: dict) -> NetworkConfig:
         """The inverse of `as_dict`, also after JSON has turned tuples into lists."""
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in values.items()}
+        return cls(**values | {"beside": tuple(map(cls.from_dict, values.get("beside", ())))})
+
+    @property
+    def skip_widths(self) -> tuple[int, int, int, int]:
+        """Channels of the four features, without detail."""
+        half = self.decoder_width // 2
+        return half, half, half, self.decoder_width
+
+    @property
+    def feature_widths(self) -> tuple[int, int, int, int]:
+        """Channels of the four features as the encoder gives them: the first carries the detail."""
+        first, *others = self.skip_widths
+        return first + 8 * self.detail, *others
 
 
 _NARROW_CROSS_PATCH = {"cross_patch_widths": (8, 16, 32, 64, 128), "cross_patch_frame": "neighbour"}
@@ -112,8 +130,9 @@ def build(
     config = PRESETS[preset] if isinstance(preset, str) else preset
     changes = {"encoder": encoder, "prompt": prompt, "cross_patch_frame": cross_patch_frame}
     config = dataclasses.replace(config, **{k: v for k, v in changes.items() if v is not None})
-    width = config.decoder_width
-    skips = (width // 2, width // 2, width // 2, width)
+    if config.beside:
+        return _build_members(config)
+    width, skips = config.decoder_width, config.skip_widths
     detail = Detail(config.detail) if config.detail else None
     if config.encoder == "rest":
         image_encoder = RestEncoder(
@@ -133,6 +152,14 @@ def build(
             _truncated_normal(module.gamma)
             _truncated_normal(module.beta)
     return network
+
+
+def _build_members(config: NetworkConfig) -> SAM3D:
+    configs = (dataclasses.replace(config, beside=()), *config.beside)
+    members = [build(own) for own in configs]
+    encoders = MemberEncoders([member.encoder for member in members])
+    decoders = MemberDecoders([member.decoder for member in members], [own.feature_widths for own in configs])
+    return SAM3D(encoders, decoders, members[0].cross_patch, config)
 
 
 def _initialise(module: nn.Module) -> None:

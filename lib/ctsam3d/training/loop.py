@@ -160,6 +160,8 @@ class Run:
         if config.frozen_statistics and initial is None:
             raise ValueError("frozen_statistics must be False where there are no initial weights, got True")
         self.sources, self.config, self.out, self.save_every = sources, config, out, save_every
+        if config.coarse and initial and initial.network.config.beside:
+            raise ValueError(f"coarse must be 0 for networks beside each other, got {config.coarse}")
         self.initial_sha256 = initial.sha256 if initial else None
         self.initial_data = initial.notes.get("data", ()) if initial else ()
         self.peak_threshold = initial.peak_threshold if initial else checkpoint.PEAK_THRESHOLD
