@@ -1,8 +1,7 @@
 """CT-SAM3D in MONAI Label: ``monailabel start_server --app apps/ctsam3d --studies DIR``.
 
-Settings: ``--conf weights PATH``, ``--conf device cpu|cuda``, ``--conf precision auto|float32``, ``--conf labels a,b,c``,
-``--conf expand_seconds 1.0``,
-``--conf token_file PATH``, ``--conf max_upload_mb 2000``, ``--conf max_scan_mb 2000``, ``--conf lease_minutes 240``.
+Settings, each as ``--conf NAME VALUE``: weights PATH, device cpu|cuda, precision auto|float32, labels a,b,c,
+expand_seconds 1.0, token_file PATH, max_upload_mb 2000, max_scan_mb 2000, lease_minutes 240.
 """
 
 from pathlib import Path

@@ -42,8 +42,8 @@ def network_cost(config: NetworkConfig, feedback: int = 0) -> NetworkCost:
     """
     # Shapes are enough, but for random Fourier features: those look for the clicks, and are given none.
     real = config.prompt == "rff"
-    # Without gradients PSAP takes short cuts that need real values.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.set_grad_enabled(not real):
+    # Without gradients the layers take short cuts: some need real values, and others are not counted.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu" if real else "meta"), torch.enable_grad():
         network = build(config).eval()
         image = torch.zeros(1, 1, *(PATCH_SIZE,) * 3)
         prompts = torch.zeros(1, PROMPTS, *(PATCH_SIZE,) * 3)
