@@ -64,9 +64,8 @@ def network_cost(config: NetworkConfig, feedback: int = 0) -> NetworkCost:
 
 def cost_of_weights(weights: str | os.PathLike, sha256: str) -> NetworkCost | None:
     """The cost of the network of a packaged name or a .safetensors file; None where those weights are there no more."""
-    name = os.fspath(weights)
     try:
-        loaded = checkpoint.load(name if name.endswith(".safetensors") else checkpoint.packaged_path(name))
+        loaded = checkpoint.load(checkpoint.path_of(weights))
     except (OSError, ValueError):
         return None
     return network_cost(loaded.network.config, loaded.feedback) if loaded.sha256 == sha256 else None

@@ -136,7 +136,7 @@ class Simulation:
         self._arguments = (self.out, tuple(pool), tuple(test), weights, plan)
         self._cases: dict[str, Case] = {}
         self._holds: dict[str, bool] = {}
-        self.base_path = Path(weights) if weights.endswith(".safetensors") else checkpoint.packaged_path(weights)
+        self.base_path = checkpoint.path_of(weights)
         self.pool = {folder.name: folder for folder in pool}
         self.test = [self._case(folder) for folder in test]
         self.cache = VolumeCache(self.out / "volumes")

@@ -82,27 +82,17 @@ class NetworkConfig:
         return first + 8 * self.detail, *others
 
 
-_NARROW_CROSS_PATCH = {"cross_patch_widths": (8, 16, 32, 64, 128), "cross_patch_frame": "neighbour"}
+_NARROW = {
+    "cross_patch_widths": (8, 16, 32, 64, 128),
+    "cross_patch_frame": "neighbour",
+    "centred": True,
+    "appearance": 32,
+    "detail": 16,
+}
 PRESETS = {
     "base": NetworkConfig(),
-    "small": NetworkConfig(
-        widths=(24, 48, 96, 192),
-        decoder_width=64,
-        prompt_hidden=32,
-        centred=True,
-        appearance=32,
-        detail=16,
-        **_NARROW_CROSS_PATCH,
-    ),
-    "tiny": NetworkConfig(
-        widths=(16, 32, 64, 128),
-        decoder_width=32,
-        prompt_hidden=16,
-        centred=True,
-        appearance=32,
-        detail=16,
-        **_NARROW_CROSS_PATCH,
-    ),
+    "small": NetworkConfig(widths=(24, 48, 96, 192), decoder_width=64, prompt_hidden=32, **_NARROW),
+    "tiny": NetworkConfig(widths=(16, 32, 64, 128), decoder_width=32, prompt_hidden=16, **_NARROW),
 }
 
 
